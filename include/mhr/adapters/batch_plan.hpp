@@ -1,0 +1,161 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/tensor_view.hpp>
+
+/// \file
+/// The batch plan: which rows of a batch belong to which task. Made once for a batch and shared by
+/// all layers and by forward and backward.
+
+namespace mhr {
+
+/// The task of rows that only the base model serves.
+inline constexpr std::int64_t no_task = -1;
+
+/// Rows of one batch, grouped by task.
+///
+/// The distinct tasks are in ascending order; *entry* g is the position of a task in that order,
+/// and the first index of everything that exists once for each distinct task (weights, mixed
+/// adapters). A task id is a label: a host that draws noise for every sequence, as PEFT does,
+/// numbers its sequences 0, 1, ... and gives the router the list of their tasks.
+///
+/// The assign functions allocate only when a batch is larger than all before; nothing else does.
+class batch_plan {
+  public:
+    /// Rows of one task that a kernel takes at a time: consecutive places of `row_order()`.
+    struct row_block {
+        index_t entry;
+        index_t first;
+        index_t count;
+    };
+
+    /// Largest count of a row_block: few enough that a block of rows and its intermediate stay in
+    /// cache, enough to reuse what is read of the adapter.
+    static constexpr index_t rows_per_block = 16;
+
+    /// Groups rows by `task_of_row` [rows]: ids of 0 and more, or no_task.
+    template <class Id>
+    void assign_rows(tensor_view<Id, 1> task_of_row) {
+        check_tasks("batch_plan::assign_rows", "task_of_row", task_of_row);
+        sorted_.clear();
+        for (index_t row = 0; row < task_of_row.extent(0); ++row)
+            append(static_cast<std::int64_t>(task_of_row(row)), row, 1);
+        group(task_of_row.extent(0));
+    }
+
+    /// Groups the rows of sequences that follow each other in the batch: sequence s has
+    /// `rows_of_sequence(s)` rows of the task `task_of_sequence(s)`; both are [sequences].
+    template <class Id, class Count>
+    void assign_sequences(tensor_view<Id, 1> task_of_sequence,
+                          tensor_view<Count, 1> rows_of_sequence) {
+        constexpr const char* function = "batch_plan::assign_sequences";
+        static_assert(std::is_integral_v<std::remove_const_t<Count>>,
+                      "mhr: numbers of rows are integers");
+        check_tasks(function, "task_of_sequence", task_of_sequence);
+        require_input(function, "rows_of_sequence", rows_of_sequence, task_of_sequence.extents());
+        for (index_t s = 0; s < rows_of_sequence.extent(0); ++s)
+            require(
+                static_cast<std::int64_t>(rows_of_sequence(s)) >= 0, function, "rows_of_sequence",
+                [] { return "numbers of 0 and more"; },
+                [&] {
+                    return std::to_string(rows_of_sequence(s)) + " at position " +
+                           std::to_string(s);
+                });
+        sorted_.clear();
+        index_t row = 0;
+        for (index_t s = 0; s < task_of_sequence.extent(0); ++s) {
+            const auto count = static_cast<index_t>(rows_of_sequence(s));
+            append(static_cast<std::int64_t>(task_of_sequence(s)), row, count);
+            row += count;
+        }
+        group(row);
+    }
+
+    /// One task for all rows: for a single sequence, or a plain adapter.
+    void assign_single_task(index_t rows, std::int64_t task = 0) {
+        assign_sequences(tensor_view<const std::int64_t, 1>(&task, {1}),
+                         tensor_view<const index_t, 1>(&rows, {1}));
+    }
+
+    /// Rows of the batch, those of no task included.
+    [[nodiscard]] index_t rows() const noexcept { return rows_; }
+
+    /// The distinct tasks, ascending: what the router is asked for. Valid until the next assign.
+    [[nodiscard]] tensor_view<const std::int64_t, 1> tasks() const noexcept {
+        return {tasks_.data(), {static_cast<index_t>(tasks_.size())}};
+    }
+
+    /// Number of distinct tasks.
+    [[nodiscard]] index_t entries() const noexcept { return static_cast<index_t>(tasks_.size()); }
+
+    /// The rows that have a task, ordered by entry and then by row.
+    [[nodiscard]] tensor_view<const index_t, 1> row_order() const noexcept {
+        return {row_order_.data(), {static_cast<index_t>(row_order_.size())}};
+    }
+
+    /// The rows of an entry, ascending: a part of `row_order()`.
+    [[nodiscard]] tensor_view<const index_t, 1> rows_of(index_t entry) const noexcept {
+        const index_t first = first_of_entry_[static_cast<std::size_t>(entry)];
+        const index_t last = first_of_entry_[static_cast<std::size_t>(entry) + 1];
+        return {row_order_.data() + first, {last - first}};
+    }
+
+    /// `row_order()` cut into blocks of one task each.
+    [[nodiscard]] const std::vector<row_block>& blocks() const noexcept { return blocks_; }
+
+  private:
+    template <class Id>
+    static void check_tasks(const char* function, const char* argument, tensor_view<Id, 1> tasks) {
+        static_assert(std::is_integral_v<std::remove_const_t<Id>>, "mhr: task ids are integers");
+        require_input(function, argument, tasks, {any_extent});
+        for (index_t i = 0; i < tasks.extent(0); ++i)
+            require(
+                static_cast<std::int64_t>(tasks(i)) >= no_task, function, argument,
+                [] { return "ids of 0 and more, or -1 for no task"; },
+                [&] { return std::to_string(tasks(i)) + " at position " + std::to_string(i); });
+    }
+
+    void append(std::int64_t task, index_t first_row, index_t count) {
+        if (task == no_task) return;
+        for (index_t row = first_row; row < first_row + count; ++row)
+            sorted_.emplace_back(task, row);
+    }
+
+    void group(index_t rows) {
+        std::sort(sorted_.begin(), sorted_.end());
+        rows_ = rows;
+        tasks_.clear();
+        first_of_entry_.clear();
+        row_order_.clear();
+        blocks_.clear();
+        for (const auto& [task, row] : sorted_) {
+            const auto place = static_cast<index_t>(row_order_.size());
+            if (tasks_.empty() || tasks_.back() != task) {
+                tasks_.push_back(task);
+                first_of_entry_.push_back(place);
+            }
+            const index_t place_in_entry = place - first_of_entry_.back();
+            if (place_in_entry % rows_per_block == 0)
+                blocks_.push_back({static_cast<index_t>(tasks_.size()) - 1, place, 0});
+            ++blocks_.back().count;
+            row_order_.push_back(row);
+        }
+        first_of_entry_.push_back(static_cast<index_t>(row_order_.size()));
+    }
+
+    index_t rows_ = 0;
+    std::vector<std::int64_t> tasks_;
+    std::vector<index_t> first_of_entry_{0};
+    std::vector<index_t> row_order_;
+    std::vector<row_block> blocks_;
+    std::vector<std::pair<std::int64_t, index_t>> sorted_; // kept for its capacity
+};
+
+} // namespace mhr

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/tensor_view.hpp>
+
+/// \file
+/// How kernels reach the host's threads. A kernel cuts its work into parts that never write to the
+/// same address and whose results do not depend on who runs them; an executor runs them.
+
+namespace mhr {
+
+/// A non-owning reference to the work of a kernel: call it once with each part's number. Calls of
+/// different parts may run at the same time. It does not throw.
+class parallel_body {
+  public:
+    template <class F, std::enable_if_t<!std::is_same_v<std::decay_t<F>, parallel_body>, int> = 0>
+    parallel_body(F& body) noexcept
+        : object_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
+          call_([](void* object, index_t part) { (*static_cast<F*>(object))(part); }) {}
+
+    void operator()(index_t part) const { call_(object_, part); }
+
+  private:
+    void* object_;
+    void (*call_)(void*, index_t);
+};
+
+/// Runs all parts in the calling thread.
+struct serial_executor {
+    void operator()(index_t parts, parallel_body body) const {
+        for (index_t part = 0; part < parts; ++part)
+            body(part);
+    }
+};
+
+/// Runs only the share of participant `ith` of `nth`, in the calling thread: for hosts that call an
+/// operator from every thread at once, as ggml does. All participants must make the same call, and
+/// the result is complete when the last one is done. Nothing here waits for the others, so only
+/// functions documented as "one phase" accept it.
+struct share_executor {
+    static constexpr bool runs_every_part = false;
+
+    index_t ith = 0;
+    index_t nth = 1;
+
+    void operator()(index_t parts, parallel_body body) const {
+        // parts * nth may overflow for absurd inputs only after parts itself is unreachable.
+        const index_t quotient = parts / nth;
+        const index_t remainder = parts % nth;
+        const index_t first = quotient * ith + (ith < remainder ? ith : remainder);
+        const index_t count = quotient + (ith < remainder ? 1 : 0);
+        for (index_t part = first; part < first + count; ++part)
+            body(part);
+    }
+};
+
+namespace detail {
+template <class E, class = void>
+struct runs_every_part : std::true_type {};
+template <class E>
+struct runs_every_part<E, std::void_t<decltype(E::runs_every_part)>>
+    : std::bool_constant<E::runs_every_part> {};
+} // namespace detail
+
+/// What entry points take: a non-owning reference to any callable `void(index_t parts,
+/// parallel_body body)` that calls `body(part)` exactly once for each part in [0, parts), on
+/// whatever threads it likes, and returns when all calls have. A host wraps its pool in a lambda:
+///
+///     auto executor = [&](mhr::index_t parts, mhr::parallel_body body) {
+///         pool.for_each(parts, [&](std::size_t part) { body(static_cast<mhr::index_t>(part)); });
+///     };
+///     mhr::routed_lora_forward(executor, ...);
+class executor_ref {
+  public:
+    template <class E, std::enable_if_t<!std::is_same_v<std::decay_t<E>, executor_ref>, int> = 0>
+    executor_ref(E&& executor) noexcept // NOLINT: implicit, and refers to temporaries of the call
+        : object_(const_cast<void*>(static_cast<const void*>(std::addressof(executor)))),
+          call_([](void* object, index_t parts, parallel_body body) {
+              (*static_cast<std::remove_reference_t<E>*>(object))(parts, body);
+          }),
+          runs_every_part_(detail::runs_every_part<std::decay_t<E>>::value) {}
+
+    /// Runs `body(part)` for each part.
+    template <class F>
+    void run(index_t parts, F&& body) const {
+        if (parts > 0) call_(object_, parts, parallel_body(body));
+    }
+
+    /// False for an executor that runs a share only (see share_executor).
+    [[nodiscard]] bool runs_every_part() const noexcept { return runs_every_part_; }
+
+  private:
+    void* object_;
+    void (*call_)(void*, index_t, parallel_body);
+    bool runs_every_part_;
+};
+
+/// Checks the executor of a function with several phases, each of which needs all of the one
+/// before.
+inline void require_every_part(const char* function, const executor_ref& executor) {
+    require(
+        executor.runs_every_part(), function, "executor",
+        [] { return "one that runs every part (this function has several phases)"; },
+        [] { return "one that runs a share"; });
+}
+
+} // namespace mhr

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <mhr/core/executor.hpp>
+
+/// \file
+/// The executor for hosts that use OpenMP. Compile with `-fopenmp`.
+
+namespace mhr {
+
+/// Runs the parts on `threads` OpenMP threads (fewer than 1 counts as 1). Compiled without OpenMP,
+/// the parts run in the calling thread; the results are the same to the last bit.
+struct openmp_executor {
+    int threads = 1;
+
+    void operator()(index_t parts, parallel_body body) const {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads < 1 ? 1 : threads) schedule(dynamic, 1)
+#endif
+        for (index_t part = 0; part < parts; ++part)
+            body(part);
+    }
+};
+
+} // namespace mhr

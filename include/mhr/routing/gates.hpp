@@ -1,0 +1,99 @@
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/scalar.hpp>
+#include <mhr/core/tensor_view.hpp>
+
+/// \file
+/// Gates: how one logit becomes how far a module is switched on, a number in [0, 1].
+///
+/// A gate is a small value with
+///   - `value(logit, entry, head, module)`, the gate s;
+///   - `slope(logit, entry, head, module)`, ds / d logit;
+///   - `check(function, entries, heads, modules)`, called once by the entry points,
+/// computed in the type of `logit`. The router's kernels call nothing else.
+
+namespace mhr {
+
+namespace detail {
+
+/// sigmoid(z) without overflow: exp is only taken of numbers that are not positive.
+template <class A>
+A stable_sigmoid(A z) noexcept {
+    const A e = std::exp(-std::abs(z));
+    return (z >= 0 ? A(1) : e) / (1 + e);
+}
+
+/// d sigmoid / dz = s (1 - s), without the cancellation of 1 - s.
+template <class A>
+A sigmoid_slope(A z) noexcept {
+    const A e = std::exp(-std::abs(z));
+    return e / ((1 + e) * (1 + e));
+}
+
+} // namespace detail
+
+/// s = sigmoid(l): the gate of evaluation and of training without noise.
+struct sigmoid_gate {
+    template <class A>
+    A value(A logit, index_t, index_t, index_t) const noexcept {
+        return detail::stable_sigmoid(logit);
+    }
+    template <class A>
+    A slope(A logit, index_t, index_t, index_t) const noexcept {
+        return detail::sigmoid_slope(logit);
+    }
+    void check(const char*, index_t, index_t, index_t) const noexcept {}
+};
+
+/// s = sigmoid((l + log u - log(1 - u)) / temperature): a sample of the relaxed Bernoulli
+/// ("Gumbel-sigmoid") distribution
+/// (Maddison et al. 2017, arXiv 1611.00712), as Polytropon uses it (Ponti et al. 2023,
+/// arXiv 2202.13914).
+///
+/// `uniforms` is [entries, heads, modules], one draw for each weight (routing/noise.hpp draws
+/// them); it is moved off 0 and 1 by the machine epsilon of the arithmetic. The logit itself
+/// enters, where PyTorch's RelaxedBernoulli clamps sigmoid(l) at the machine epsilon and so cuts
+/// logits beyond
+/// +-36 (f64) or +-16 (f32): inside those bounds both are the same function.
+template <class U>
+struct gumbel_sigmoid_gate {
+    tensor_view<U, 3> uniforms;
+    double temperature = 1;
+
+    template <class A>
+    A value(A logit, index_t entry, index_t head, index_t module) const noexcept {
+        return detail::stable_sigmoid(argument(logit, entry, head, module));
+    }
+    template <class A>
+    A slope(A logit, index_t entry, index_t head, index_t module) const noexcept {
+        return detail::sigmoid_slope(argument(logit, entry, head, module)) /
+               static_cast<A>(temperature);
+    }
+    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
+        require_input(function, "gate.uniforms", uniforms, {entries, heads, modules});
+        require(
+            temperature > 0 && std::isfinite(temperature), function, "gate.temperature",
+            [] { return "a positive number"; }, [&] { return std::to_string(temperature); });
+    }
+
+  private:
+    template <class A>
+    A argument(A logit, index_t entry, index_t head, index_t module) const noexcept {
+        constexpr A epsilon = std::numeric_limits<A>::epsilon();
+        A u = load<A>(uniforms(entry, head, module));
+        u = u < epsilon ? epsilon : u > 1 - epsilon ? 1 - epsilon : u;
+        return (logit + std::log(u) - std::log1p(-u)) / static_cast<A>(temperature);
+    }
+};
+
+template <class U>
+gumbel_sigmoid_gate(tensor_view<U, 3>, double) -> gumbel_sigmoid_gate<U>;
+template <class U>
+gumbel_sigmoid_gate(tensor_view<U, 3>) -> gumbel_sigmoid_gate<U>;
+
+} // namespace mhr
