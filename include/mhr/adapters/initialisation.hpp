@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <random>
 
@@ -19,16 +20,22 @@ inline constexpr double initial_logit_bound = 1e-3;
 
 namespace detail {
 
-/// Fills a view with uniform numbers in (-bound, bound), in row-major order of its indices.
-template <class Engine, class T>
-void draw_symmetric(Engine& engine, double bound, tensor_view<T, 1> values) {
-    for (index_t i = 0; i < values.extent(0); ++i)
-        values(i) = store<T>(bound * (2 * draw_uniform<double, 52>(engine) - 1));
+/// Calls `f` with each element, in row-major order of the indices whatever the strides.
+template <class T, std::size_t Rank, class F>
+void for_each_element(tensor_view<T, Rank> view, F&& f) {
+    for (index_t i = 0; i < view.extent(0); ++i)
+        if constexpr (Rank == 1)
+            f(view(i));
+        else
+            for_each_element(view.slice(0, i), f);
 }
+
+/// Fills a view with uniform numbers in (-bound, bound).
 template <class Engine, class T, std::size_t Rank>
 void draw_symmetric(Engine& engine, double bound, tensor_view<T, Rank> values) {
-    for (index_t i = 0; i < values.extent(0); ++i)
-        draw_symmetric(engine, bound, values.slice(0, i));
+    for_each_element(values, [&](T& value) {
+        value = store<T>(bound * (2 * draw_uniform<double, 52>(engine) - 1));
+    });
 }
 
 } // namespace detail
@@ -45,7 +52,7 @@ void initialise_inventory(std::uint64_t seed, lora_inventory<T> inventory) {
     std::mt19937_64 engine(seed);
     const double fan_in = static_cast<double>(a.extent(2));
     detail::draw_symmetric(engine, fan_in > 0 ? 1 / std::sqrt(fan_in) : 0, a);
-    detail::draw_symmetric(engine, 0, b);
+    detail::for_each_element(b, [](T& value) { value = store<T>(accumulator_t<T>(0)); });
 }
 
 /// Logits [tasks, heads, modules], uniform in +-1e-3. Errors: a shape; overlapping elements.

@@ -36,7 +36,9 @@ class tensor_view {
         index_t stride = 1;
         for (std::size_t axis = Rank; axis-- > 0;) {
             strides_[axis] = stride;
-            stride *= extents[axis];
+            // Wraps for absurd extents, which the checks of the entry points refuse.
+            stride = static_cast<index_t>(static_cast<std::size_t>(stride) *
+                                          static_cast<std::size_t>(extents[axis]));
         }
     }
 
@@ -68,7 +70,12 @@ class tensor_view {
     }
 
     /// True for a view of nothing: no memory and no elements.
-    [[nodiscard]] constexpr bool absent() const noexcept { return data_ == nullptr && size() == 0; }
+    [[nodiscard]] constexpr bool absent() const noexcept {
+        if (data_ != nullptr) return false;
+        for (index_t extent : extents_)
+            if (extent == 0) return true;
+        return false;
+    }
 
     /// True if the elements lie densely in row-major order.
     [[nodiscard]] constexpr bool is_contiguous() const noexcept {

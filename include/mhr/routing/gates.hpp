@@ -77,8 +77,12 @@ struct gumbel_sigmoid_gate {
     void check(const char* function, index_t entries, index_t heads, index_t modules) const {
         require_input(function, "gate.uniforms", uniforms, {entries, heads, modules});
         require(
-            temperature > 0 && std::isfinite(temperature), function, "gate.temperature",
-            [] { return "a positive number"; }, [&] { return std::to_string(temperature); });
+            // In f32, where it may be used, it must neither vanish nor overflow.
+            temperature >= static_cast<double>(std::numeric_limits<float>::min()) &&
+                temperature <= static_cast<double>(std::numeric_limits<float>::max()),
+            function, "gate.temperature",
+            [] { return "a positive number in the normal range of f32"; },
+            [&] { return std::to_string(temperature); });
     }
 
   private:

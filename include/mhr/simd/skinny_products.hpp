@@ -42,7 +42,7 @@ void project(row_set rows, tensor_view<const X, 2> wide, tensor_view<const M, 2>
         constexpr bool Dense = decltype(known)::value;
         for (index_t r = 0; r < rows.count; ++r) {
             const index_t row = rows.numbers[r];
-            const strided<const X, Dense> x{&wide(row, 0), wide.stride(1)};
+            const strided<const X, Dense> x{wide.slice(0, row).data(), wide.stride(1)};
             for (index_t k0 = 0; k0 < rank; k0 += narrow_tile) {
                 const index_t width = std::min(narrow_tile, rank - k0);
                 A sum[narrow_tile] = {};
