@@ -1,0 +1,223 @@
+#include "adapters.hpp"
+
+#include <algorithm>
+
+namespace cross_task {
+
+namespace {
+
+using mhr::index_t;
+
+index_t inputs(int l) {
+    return layer_inputs[static_cast<std::size_t>(l)];
+}
+index_t outputs(int l) {
+    return layer_outputs[static_cast<std::size_t>(l)];
+}
+index_t widths(int l) {
+    return inputs(l) + outputs(l);
+}
+
+/// Sum of the widths of the layers before `l`: where a layer's parameters begin, for each rank.
+index_t widths_before(int l) {
+    index_t sum = 0;
+    for (int i = 0; i < l; ++i)
+        sum += widths(i);
+    return sum;
+}
+
+mhr::tensor_view<const float, 2> view(const const_matrix_view<float>& matrix) {
+    return {matrix.data(), {matrix.rows(), matrix.cols()}};
+}
+mhr::tensor_view<float, 2> view(matrix_view<float>& matrix) {
+    // The host says "not needed" with a gradient of no rows, mhr with an absent view.
+    if (matrix.rows() == 0) return {};
+    return {matrix.data(), {matrix.rows(), matrix.cols()}};
+}
+
+void make_plan(mhr::batch_plan& plan, const task_rows& rows) {
+    // One length for all sequences: a stride of 0.
+    plan.assign_sequences(rows.task_of_sequence,
+                          mhr::tensor_view<const index_t, 1>(&rows.rows_of_sequence,
+                                                             rows.task_of_sequence.extents(), {0}));
+}
+
+constexpr mhr::serial_executor executor; // the threads work on different trainings
+
+} // namespace
+
+plain_adapters::plain_adapters(index_t rank, std::uint64_t seed) : rank_(rank) {
+    modules_.resize(widths_before(layer_count) * rank);
+    for (int l = 0; l < layer_count; ++l) {
+        const auto [a, b] = adapter(l);
+        const auto as_module = [](const auto& matrix) {
+            return matrix.prepend_axis().prepend_axis();
+        };
+        mhr::initialise_inventory(seed + static_cast<std::uint64_t>(l),
+                                  mhr::lora_inventory<float>{as_module(a), as_module(b)});
+    }
+}
+
+mhr::lora<float> plain_adapters::view(aligned_floats& values, int l) {
+    float* a = values.data() + widths_before(l) * rank_;
+    return {{a, {inputs(l), rank_}}, {a + inputs(l) * rank_, {rank_, outputs(l)}}};
+}
+
+void plain_adapters::begin(const task_rows& rows, random_engine*) {
+    plan_.assign_single_task(rows.task_of_sequence.extent(0) * rows.rows_of_sequence);
+    hidden_.resize(static_cast<std::size_t>(layer_count * plan_.rows() * rank_));
+    scratch_.reserve(mhr::lora_backward_workspace_size<float>(plan_, rank_));
+}
+
+void plain_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
+    const mhr::tensor_view<float, 2> hidden(hidden_.data() + l * plan_.rows() * rank_,
+                                            {plan_.rows(), rank_});
+    mhr::lora_forward(executor, plan_, cross_task::view(x), as_batch(adapter(l)),
+                      1.0 / static_cast<double>(rank_), cross_task::view(y), hidden);
+}
+
+void plain_adapters::backward(int l, const const_matrix_view<float>& x,
+                              const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
+    const mhr::tensor_view<const float, 2> hidden(hidden_.data() + l * plan_.rows() * rank_,
+                                                  {plan_.rows(), rank_});
+    mhr::lora_backward(executor, plan_, cross_task::view(x), as_batch(adapter(l)),
+                       1.0 / static_cast<double>(rank_), hidden, cross_task::view(d_y),
+                       cross_task::view(d_x), as_batch(view(modules_.gradients, l)), scratch_);
+}
+
+routed_adapters::routed_adapters(const routed_options& options, std::uint64_t seed)
+    : options_(options), state_memory_(layer_count), states_(layer_count) {
+    modules_.resize(widths_before(layer_count) * options.rank * options.modules);
+    for (int l = 0; l < layer_count; ++l)
+        mhr::initialise_inventory(seed + static_cast<std::uint64_t>(l),
+                                  inventory(modules_.values, l));
+    draw_logits(seed + layer_count);
+}
+
+void routed_adapters::draw_logits(std::uint64_t seed) {
+    logits_.resize(layer_count * options_.tasks * options_.heads * options_.modules);
+    const mhr::tensor_view<float, 3> all(
+        logits_.values.data(), {layer_count * options_.tasks, options_.heads, options_.modules});
+    if (options_.kind == routing::learned) {
+        mhr::initialise_logits(seed, all);
+        return;
+    }
+    // Random routing: each module is on or off by a fair coin, for good.
+    constexpr float on = 5.0F;
+    random_engine random(seed);
+    for (float& logit : logits_.values)
+        logit = random.uniform() < 0.5 ? -on : on;
+}
+
+routed_adapters routed_adapters::for_new_task(std::uint64_t seed) const {
+    routed_adapters result = *this;
+    result.options_.tasks = 1;
+    result.draw_logits(seed);
+    return result;
+}
+
+mhr::lora_inventory<float> routed_adapters::inventory(aligned_floats& values, int l) const {
+    const auto& [tasks, heads, modules, rank, kind] = options_;
+    float* a = values.data() + widths_before(l) * rank * modules;
+    return {{a, {heads, modules, inputs(l) / heads, rank}},
+            {a + inputs(l) * rank * modules, {heads, modules, rank, outputs(l) / heads}}};
+}
+
+mhr::tensor_view<float, 3> routed_adapters::table(aligned_floats& values, int l,
+                                                  index_t rows) const {
+    const index_t row = options_.heads * options_.modules;
+    return {values.data() + l * rows * row, {rows, options_.heads, options_.modules}};
+}
+
+plain_adapters routed_adapters::average() const {
+    plain_adapters result(options_.rank, 0);
+    auto modules = modules_.values;
+    for (int l = 0; l < layer_count; ++l)
+        mhr::average_lora_forward(executor, inventory(modules, l), result.adapter(l));
+    return result;
+}
+
+std::vector<float> routed_adapters::weights() const {
+    const index_t row = options_.heads * options_.modules;
+    std::vector<float> result(logits_.values.size());
+    std::vector<std::int64_t> tasks(static_cast<std::size_t>(options_.tasks));
+    for (std::size_t t = 0; t < tasks.size(); ++t)
+        tasks[t] = static_cast<std::int64_t>(t);
+    auto logits = logits_.values;
+    for (int l = 0; l < layer_count; ++l) {
+        const mhr::tensor_view<float, 3> of_layer(
+            result.data() + l * row, {options_.tasks, options_.heads, options_.modules},
+            {layer_count * row, options_.modules, 1});
+        mhr::router_forward(executor, table(logits, l, options_.tasks),
+                            mhr::tensor_view<const std::int64_t, 1>(tasks.data(), {options_.tasks}),
+                            mhr::sigmoid_gate{}, of_layer);
+    }
+    return result;
+}
+
+template <class Route>
+void routed_adapters::with_gate(int l, Route&& route) {
+    if (noisy_)
+        route(mhr::gumbel_sigmoid_gate{table(uniforms_, l, plan_.entries())});
+    else
+        route(mhr::sigmoid_gate{});
+}
+
+void routed_adapters::begin(const task_rows& rows, random_engine* noise) {
+    make_plan(plan_, rows);
+    const auto numbers =
+        static_cast<std::size_t>(layer_count * plan_.entries() * options_.heads * options_.modules);
+    weights_.resize(numbers);
+    d_weights_.assign(numbers, 0.0F);
+    noisy_ = noise != nullptr;
+    if (noisy_) {
+        uniforms_.resize(numbers);
+        mhr::draw_uniforms(
+            *noise, mhr::tensor_view<float, 1>(uniforms_.data(), {static_cast<index_t>(numbers)}));
+    }
+    for (int l = 0; l < layer_count; ++l) {
+        with_gate(l, [&](const auto& gate) {
+            mhr::router_forward(executor, table(logits_.values, l, options_.tasks), plan_.tasks(),
+                                gate, table(weights_, l, plan_.entries()));
+        });
+        const mhr::lora_shape shape = shape_of(inventory(modules_.values, l));
+        auto& memory = state_memory_[static_cast<std::size_t>(l)];
+        memory.reserve(mhr::routed_lora_state_size<float>(plan_, shape));
+        mhr::workspace workspace = memory;
+        states_[static_cast<std::size_t>(l)] =
+            mhr::take_routed_lora_state<float>(workspace, plan_, shape);
+        scratch_.reserve(mhr::routed_lora_backward_workspace_size<float>(plan_, shape));
+    }
+}
+
+void routed_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
+    mhr::routed_lora_forward(executor, plan_, view(x), inventory(modules_.values, l),
+                             table(weights_, l, plan_.entries()),
+                             1.0 / static_cast<double>(options_.rank), view(y),
+                             states_[static_cast<std::size_t>(l)]);
+}
+
+void routed_adapters::backward(int l, const const_matrix_view<float>& x,
+                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
+    mhr::lora_inventory<float> d_inventory;
+    if (trains_modules_) d_inventory = inventory(modules_.gradients, l);
+    mhr::tensor_view<float, 3> d_weights;
+    if (trains_logits()) d_weights = table(d_weights_, l, plan_.entries());
+    mhr::routed_lora_backward(executor, plan_, view(x), inventory(modules_.values, l),
+                              table(weights_, l, plan_.entries()),
+                              1.0 / static_cast<double>(options_.rank),
+                              states_[static_cast<std::size_t>(l)], view(d_y), view(d_x),
+                              d_inventory, d_weights, scratch_);
+}
+
+void routed_adapters::end() {
+    if (!trains_logits()) return;
+    for (int l = 0; l < layer_count; ++l)
+        with_gate(l, [&](const auto& gate) {
+            mhr::router_backward(executor, table(logits_.values, l, options_.tasks), plan_.tasks(),
+                                 gate, table(d_weights_, l, plan_.entries()),
+                                 table(logits_.gradients, l, options_.tasks));
+        });
+}
+
+} // namespace cross_task

@@ -1,0 +1,137 @@
+#pragma once
+
+#include "host_model.hpp"
+#include "random.hpp"
+
+#include <Eigen/Core>
+
+#include <cstdint>
+#include <vector>
+
+#include <mhr/mhr.hpp>
+
+// The adapters beside the host's linear layers: this file and its .cpp are all that the host needs
+// to know of mhr.
+
+namespace cross_task {
+
+/// Aligned for vector registers: Eigen treats elements before the first aligned address by other
+/// instructions, with other roundings, and results would depend on where memory happens to lie.
+using aligned_floats = std::vector<float, Eigen::aligned_allocator<float>>;
+
+/// Parameters that are trained together, flat, with the gradient of the current step.
+struct parameter_group {
+    aligned_floats values;
+    aligned_floats gradients;
+
+    void resize(mhr::index_t count) {
+        values.resize(static_cast<std::size_t>(count));
+        gradients.resize(values.size());
+    }
+    mhr::index_t size() const { return static_cast<mhr::index_t>(values.size()); }
+};
+
+/// The sequences of a batch: one after the other, of equal length, each of one task.
+struct task_rows {
+    mhr::tensor_view<const std::int64_t, 1> task_of_sequence;
+    mhr::index_t rows_of_sequence = 0;
+};
+
+/// One plain LoRA adapter for each linear layer, used for all rows whatever their task. With rank r
+/// the host's layers become y += x A B / r.
+class plain_adapters {
+  public:
+    /// Drawn as PEFT draws them: A Kaiming-uniform, B zero, so that nothing changes at first.
+    plain_adapters(mhr::index_t rank, std::uint64_t seed);
+
+    mhr::lora<float> adapter(int l) { return view(modules_.values, l); }
+
+    /// Prepares for batches of the given rows. There is nothing to draw: `noise` is ignored.
+    void begin(const task_rows& rows, random_engine* noise = nullptr);
+    void forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y);
+    void backward(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
+                  matrix_view<float>& d_x);
+    void end() {}
+
+    /// What is trained, and at which of the two rates (1: that of modules).
+    parameter_group& modules() { return modules_; }
+    bool trains_modules() const { return true; }
+    bool trains_logits() const { return false; }
+
+  private:
+    mhr::lora<float> view(aligned_floats& values, int l);
+
+    mhr::index_t rank_;
+    parameter_group modules_;
+    mhr::batch_plan plan_;
+    std::vector<float> hidden_; // [layers, rows, rank]: what forwards keep for their backwards
+    mhr::owned_workspace scratch_;
+};
+
+/// What a routed layer's weights come from.
+enum class routing { learned, random };
+
+struct routed_options {
+    mhr::index_t tasks = 1;
+    mhr::index_t heads = 1; ///< 1 is Poly
+    mhr::index_t modules = 8;
+    mhr::index_t rank = 16;
+    routing kind = routing::learned;
+};
+
+/// An inventory of LoRA modules and a router for each linear layer.
+class routed_adapters {
+  public:
+    routed_adapters(const routed_options& options, std::uint64_t seed);
+
+    /// The same modules with a new table of one row, for a task that was not in the training.
+    routed_adapters for_new_task(std::uint64_t seed) const;
+
+    /// The average of the modules as a plain adapter (MHR-mu).
+    plain_adapters average() const;
+
+    /// Weights of all tasks without noise, [tasks, layers, heads, modules].
+    std::vector<float> weights() const;
+
+    /// Makes the plan of a batch and routes its tasks: with `noise` through the Gumbel-sigmoid,
+    /// else through the plain sigmoid.
+    void begin(const task_rows& rows, random_engine* noise = nullptr);
+    void forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y);
+    void backward(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
+                  matrix_view<float>& d_x);
+    /// Completes the gradient: that of the weights goes back to the logits.
+    void end();
+
+    parameter_group& modules() { return modules_; }
+    parameter_group& logits() { return logits_; }
+    bool trains_modules() const { return trains_modules_; }
+    bool trains_logits() const { return options_.kind == routing::learned; }
+    /// Trains the routing alone (MHR-z).
+    void freeze_modules() { trains_modules_ = false; }
+
+    const routed_options& options() const { return options_; }
+
+  private:
+    mhr::lora_inventory<float> inventory(aligned_floats& values, int l) const;
+    mhr::tensor_view<float, 3> table(aligned_floats& values, int l, mhr::index_t rows) const;
+    void draw_logits(std::uint64_t seed);
+    template <class Route>
+    void with_gate(int l, Route&& route);
+
+    routed_options options_;
+    bool trains_modules_ = true;
+    bool noisy_ = false;
+    parameter_group modules_;
+    parameter_group logits_; // [layers, tasks, heads, modules]
+
+    // Of the current batch; the first index of each is the layer, the second the entry of the plan.
+    mhr::batch_plan plan_;
+    aligned_floats uniforms_;
+    aligned_floats weights_;
+    aligned_floats d_weights_;
+    std::vector<mhr::owned_workspace> state_memory_;
+    std::vector<mhr::routed_lora_state<float>> states_;
+    mhr::owned_workspace scratch_;
+};
+
+} // namespace cross_task

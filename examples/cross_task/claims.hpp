@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace cross_task {
+
+/// Which results a claim is about.
+enum class section { few_shot, zero_shot, fit };
+
+/// A claim of the paper, as a comparison of two methods. It says that the first needs fewer bits
+/// than the second, or as few where `text` says so.
+struct claim {
+    std::string text;
+    std::string first;
+    std::string second;
+    section in;
+};
+
+/// All of them; comparisons for the same claim follow each other.
+const std::vector<claim>& paper_claims();
+
+} // namespace cross_task

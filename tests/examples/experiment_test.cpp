@@ -1,0 +1,176 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../../examples/cross_task/adapters.hpp"
+#include "../../examples/cross_task/experiment.hpp"
+#include "../../examples/cross_task/methods.hpp"
+#include "../../examples/cross_task/random.hpp"
+#include "../../examples/cross_task/training.hpp"
+
+namespace {
+
+using namespace cross_task;
+
+/// Words of an artificial language: vowels and consonants in turn, of three letters each.
+std::vector<std::string> words(std::uint64_t language, int count) {
+    random_engine random(language);
+    std::string vowels, consonants;
+    for (int i = 0; i < 3; ++i) {
+        vowels += "aeiouy"[random.integer(6)];
+        consonants += "bcdfghjklmnpqrstvwxz"[random.integer(20)];
+    }
+    std::vector<std::string> result;
+    for (int i = 0; i < count; ++i) {
+        std::string word;
+        for (std::uint64_t length = 3 + random.integer(5); word.size() < length;)
+            word += (word.size() % 2 == 0 ? consonants : vowels)[random.integer(3)];
+        result.push_back(word);
+    }
+    return result;
+}
+
+std::vector<language_data> languages(const std::string& prefix, std::uint64_t first, int count) {
+    std::vector<language_data> result;
+    for (int i = 0; i < count; ++i) {
+        const auto language = first + static_cast<std::uint64_t>(i);
+        result.push_back({prefix + std::to_string(i), "made up", words(language, 20),
+                          words(language + 1000, 16), words(language + 2000, 60)});
+    }
+    return result;
+}
+
+corpus made_up_corpus() {
+    return {languages("host", 0, 2), languages("train", 10, 4), languages("dev", 20, 2),
+            languages("test", 30, 2)};
+}
+
+experiment_options tiny(unsigned threads) {
+    experiment_options options = quick_options(7);
+    options.seeds = {7, 8};
+    options.threads = threads;
+    options.word_counts = {8, 16};
+    options.pretraining.steps = 8;
+    options.pretraining.rows = 32;
+    options.multi_task_steps = 4;
+    options.rows_of_task = 8;
+    options.multi_task_rates = {1e-2, 3e-3};
+    options.few_shot_steps = {3};
+    return options;
+}
+
+results run(unsigned threads) {
+    return run_experiment(made_up_corpus(), tiny(threads),
+                          [](const std::string&, int) { return [] {}; });
+}
+
+} // namespace
+
+TEST_CASE("an experiment has every number, and the same for every number of threads") {
+    const results one = run(1);
+    const results three = run(3);
+
+    // 13 methods, 2 numbers of words; 6 methods zero-shot; 2 seeds, 2 test languages.
+    REQUIRE(one.methods.size() == 13);
+    REQUIRE(one.zero_shot_methods.size() == 6);
+    REQUIRE(one.adaptation.size() == (13 * 2 + 6) * 2 * 2);
+    REQUIRE(three.adaptation.size() == one.adaptation.size());
+    for (std::size_t i = 0; i < one.adaptation.size(); ++i) {
+        const auto& a = one.adaptation[i];
+        const auto& b = three.adaptation[i];
+        CHECK(a.method == b.method);
+        CHECK(a.language == b.language);
+        CHECK(a.bits_per_character > 0);
+        CHECK(a.bits_per_character == b.bits_per_character);
+    }
+    REQUIRE(one.fit.size() == 7 * 2 * 4);
+    for (std::size_t i = 0; i < one.fit.size(); ++i)
+        CHECK(one.fit[i].bits_per_character == three.fit[i].bits_per_character);
+    // Multi-task rates of 6 methods, few-shot settings of 13 for each number of words.
+    CHECK(one.settings.size() == 6 + 13 * 2);
+    CHECK(one.curves.size() == 6 * 2);
+    REQUIRE(one.routing.size() == 4);
+    CHECK(one.routing[0].weights == three.routing[0].weights);
+}
+
+TEST_CASE("another seed gives other numbers") {
+    const corpus languages = made_up_corpus();
+    experiment_options options = tiny(2);
+    const auto silent = [](const std::string&, int) { return [] {}; };
+    options.seeds = {7};
+    const double first = run_experiment(languages, options, silent).fit[0].bits_per_character;
+    options.seeds = {9};
+    CHECK(run_experiment(languages, options, silent).fit[0].bits_per_character != first);
+}
+
+TEST_CASE("fresh adapters change nothing, trained ones predict their task better") {
+    random_engine random(3);
+    const host_model host(random);
+    const position_list positions(words(5, 200));
+    activations state;
+    const double before = bits_per_character(host, positions, state);
+
+    const auto check = [&](auto adapters) {
+        CHECK(evaluate(host, adapters, 0, positions) == before);
+        train_few_shot(host, adapters, positions, 64, {60, 1e-2, 0.1}, 1);
+        CHECK(evaluate(host, adapters, 0, positions) < before - 0.5);
+    };
+    check(plain_adapters(4, 1));
+    check(routed_adapters({1, 1, 3, 4, routing::learned}, 1));
+    check(routed_adapters({1, 8, 3, 4, routing::learned}, 1));
+    check(routed_adapters({1, 8, 3, 4, routing::random}, 4));
+}
+
+TEST_CASE("the adapters' gradients are those of the loss") {
+    random_engine random(4);
+    const host_model host(random);
+    const position_list positions(words(6, 50));
+    batch input(24);
+    positions.sample(random, input);
+    const std::vector<std::int64_t> tasks{1, 0, 1};
+    const task_rows rows{{tasks.data(), {3}}, 8};
+
+    routed_adapters adapters({2, 4, 3, 2, routing::learned}, 5);
+    for (float& value : adapters.modules().values)
+        value = static_cast<float>(random.uniform(-0.3, 0.3)); // B, too, is not zero
+    activations state;
+    const auto loss = [&] {
+        random_engine noise(9); // the same noise for every evaluation
+        adapters.begin(rows, &noise);
+        return host.forward(input, state, [&](int l, const auto& x, auto& y) {
+            adapters.forward(l, x, y);
+        }) / 24;
+    };
+    loss();
+    host.backward(input, state, [&](int l, const auto& x, const auto& d_y, auto& d_x) {
+        adapters.backward(l, x, d_y, d_x);
+    });
+    adapters.end();
+
+    // Along random directions: f32 sums leave too few digits for single parameters.
+    const auto check_group = [&](parameter_group& group) {
+        double predicted = 0;
+        const aligned_floats start = group.values;
+        std::vector<float> direction(start.size());
+        for (std::size_t i = 0; i < start.size(); ++i) {
+            direction[i] = static_cast<float>(random.uniform(-1, 1));
+            predicted += static_cast<double>(direction[i] * group.gradients[i]);
+        }
+        const auto at = [&](float distance) {
+            for (std::size_t i = 0; i < start.size(); ++i)
+                group.values[i] = start[i] + distance * direction[i];
+            return loss();
+        };
+        constexpr float step = 0x1p-9F;
+        const double measured = (at(step) - at(-step)) / (2 * static_cast<double>(step));
+        group.values = start;
+        CHECK(std::abs(predicted) > 1e-3); // or the comparison would say nothing
+        CHECK(std::abs(measured - predicted) <= 0.02 * std::abs(predicted));
+    };
+    check_group(adapters.modules());
+    check_group(adapters.logits());
+}
