@@ -38,8 +38,8 @@ std::vector<language_data> languages(const std::string& prefix, std::uint64_t fi
     std::vector<language_data> result;
     for (int i = 0; i < count; ++i) {
         const auto language = first + static_cast<std::uint64_t>(i);
-        result.push_back({prefix + std::to_string(i), "made up", words(language, 20),
-                          words(language + 1000, 16), words(language + 2000, 60)});
+        result.push_back({prefix + std::to_string(i), "made up", words(language, 8),
+                          words(language + 1000, 6), words(language + 2000, 60)});
     }
     return result;
 }
@@ -53,11 +53,12 @@ experiment_options tiny(unsigned threads) {
     experiment_options options = quick_options(7);
     options.seeds = {7, 8};
     options.threads = threads;
-    options.word_counts = {8, 16};
+    options.word_counts = {3, 6};
     options.pretraining.steps = 8;
     options.pretraining.rows = 32;
     options.multi_task_steps = 4;
-    options.rows_of_task = 8;
+    options.rows_of_task = 4;
+    options.few_shot_rows = 8;
     options.multi_task_rates = {1e-2, 3e-3};
     options.few_shot_steps = {3};
     return options;
@@ -110,13 +111,13 @@ TEST_CASE("another seed gives other numbers") {
 TEST_CASE("fresh adapters change nothing, trained ones predict their task better") {
     random_engine random(3);
     const host_model host(random);
-    const position_list positions(words(5, 200));
+    const position_list positions(words(5, 40));
     activations state;
     const double before = bits_per_character(host, positions, state);
 
     const auto check = [&](auto adapters) {
         CHECK(evaluate(host, adapters, 0, positions) == before);
-        train_few_shot(host, adapters, positions, 64, {60, 1e-2, 0.1}, 1);
+        train_few_shot(host, adapters, positions, 24, {50, 1e-2, 0.1}, 1);
         CHECK(evaluate(host, adapters, 0, positions) < before - 0.5);
     };
     check(plain_adapters(4, 1));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -60,14 +61,19 @@ class batch_plan {
                       "mhr: numbers of rows are integers");
         check_tasks(function, "task_of_sequence", task_of_sequence);
         require_input(function, "rows_of_sequence", rows_of_sequence, task_of_sequence.extents());
-        for (index_t s = 0; s < rows_of_sequence.extent(0); ++s)
+        index_t rows = 0;
+        for (index_t s = 0; s < rows_of_sequence.extent(0); ++s) {
+            // A number that the index type cannot hold turns negative.
+            const auto count = static_cast<index_t>(rows_of_sequence(s));
             require(
-                static_cast<std::int64_t>(rows_of_sequence(s)) >= 0, function, "rows_of_sequence",
-                [] { return "numbers of 0 and more"; },
+                count >= 0 && count <= std::numeric_limits<index_t>::max() - rows, function,
+                "rows_of_sequence", [] { return "numbers of 0 and more, whose sum fits an index"; },
                 [&] {
                     return std::to_string(rows_of_sequence(s)) + " at position " +
                            std::to_string(s);
                 });
+            rows += count;
+        }
         sorted_.clear();
         index_t row = 0;
         for (index_t s = 0; s < task_of_sequence.extent(0); ++s) {
@@ -80,8 +86,14 @@ class batch_plan {
 
     /// One task for all rows: for a single sequence, or a plain adapter.
     void assign_single_task(index_t rows, std::int64_t task = 0) {
-        assign_sequences(tensor_view<const std::int64_t, 1>(&task, {1}),
-                         tensor_view<const index_t, 1>(&rows, {1}));
+        constexpr const char* function = "batch_plan::assign_single_task";
+        require(
+            rows >= 0, function, "rows", [] { return "0 or more"; },
+            [&] { return std::to_string(rows); });
+        check_tasks(function, "task", tensor_view<const std::int64_t, 1>(&task, {1}));
+        sorted_.clear();
+        append(task, 0, rows);
+        group(rows);
     }
 
     /// Rows of the batch, those of no task included.
@@ -115,9 +127,11 @@ class batch_plan {
     static void check_tasks(const char* function, const char* argument, tensor_view<Id, 1> tasks) {
         static_assert(std::is_integral_v<std::remove_const_t<Id>>, "mhr: task ids are integers");
         require_input(function, argument, tasks, {any_extent});
+        // An unsigned id has no -1, but one that turns negative as an int64_t.
+        constexpr std::int64_t least = std::is_signed_v<std::remove_const_t<Id>> ? no_task : 0;
         for (index_t i = 0; i < tasks.extent(0); ++i)
             require(
-                static_cast<std::int64_t>(tasks(i)) >= no_task, function, argument,
+                static_cast<std::int64_t>(tasks(i)) >= least, function, argument,
                 [] { return "ids of 0 and more, or -1 for no task"; },
                 [&] { return std::to_string(tasks(i)) + " at position " + std::to_string(i); });
     }
@@ -135,6 +149,11 @@ class batch_plan {
         first_of_entry_.clear();
         row_order_.clear();
         blocks_.clear();
+        // For the worst case, so that no later batch of this size allocates.
+        tasks_.reserve(sorted_.size());
+        first_of_entry_.reserve(sorted_.size() + 1);
+        row_order_.reserve(sorted_.size());
+        blocks_.reserve(sorted_.size());
         for (const auto& [task, row] : sorted_) {
             const auto place = static_cast<index_t>(row_order_.size());
             if (tasks_.empty() || tasks_.back() != task) {

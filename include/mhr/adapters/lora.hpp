@@ -69,7 +69,7 @@ void check_lora(const char* function, const batch_plan& plan, const tensor_view<
 template <class X, class Z, class D>
 void add_outer_products_of_entries(executor_ref executor, const batch_plan& plan,
                                    tensor_view<const X, 2> wide, tensor_view<const Z, 2> narrow,
-                                   accumulator_t<Z> factor, tensor_view<D, 3> matrices) {
+                                   double factor, tensor_view<D, 3> matrices) {
     const index_t features = wide.extent(1);
     const index_t pieces = (features + features_per_part - 1) / features_per_part;
     executor.run(plan.entries() * pieces, [&](index_t part) noexcept {
@@ -108,10 +108,9 @@ void lora_forward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
     executor.run(static_cast<index_t>(blocks.size()), [&](index_t part) noexcept {
         const auto& block = blocks[static_cast<std::size_t>(part)];
         const detail::row_set rows = detail::rows_of(plan, block);
-        detail::project(rows, as_const(x), as_const(adapters.a.slice(0, block.entry)), A(1),
-                        hidden);
-        detail::expand(rows, as_const(hidden), as_const(adapters.b.slice(0, block.entry)),
-                       static_cast<A>(scale), y);
+        detail::project(rows, as_const(x), as_const(adapters.a.slice(0, block.entry)), 1, hidden);
+        detail::expand(rows, as_const(hidden), as_const(adapters.b.slice(0, block.entry)), scale,
+                       y);
     });
 }
 
@@ -161,19 +160,16 @@ void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X,
             const detail::row_set rows = detail::rows_of(plan, block);
             const auto a = as_const(adapters.a.slice(0, block.entry));
             const auto b = as_const(adapters.b.slice(0, block.entry));
-            detail::project(rows, as_const(d_y), b.transpose(0, 1), static_cast<Sum>(scale),
-                            d_hidden);
-            if (!d_x.absent())
-                detail::expand(rows, as_const(d_hidden), a.transpose(0, 1), Sum(1), d_x);
+            detail::project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
+            if (!d_x.absent()) detail::expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
         });
         if (!d_adapters.a.absent())
             detail::add_outer_products_of_entries(executor, plan, as_const(x), as_const(d_hidden),
-                                                  Sum(1), d_adapters.a);
+                                                  1, d_adapters.a);
     }
     if (!d_adapters.b.absent())
         detail::add_outer_products_of_entries(executor, plan, as_const(d_y), as_const(hidden),
-                                              static_cast<accumulator_t<A>>(scale),
-                                              d_adapters.b.transpose(1, 2));
+                                              scale, d_adapters.b.transpose(1, 2));
 }
 
 } // namespace mhr

@@ -72,6 +72,9 @@ template <class M>
 void check_inventory(const char* function, const lora_inventory<M>& inventory) {
     require_input(function, "inventory.a", inventory.a,
                   {any_extent, any_extent, any_extent, any_extent});
+    require(
+        inventory.a.extent(0) >= 1, function, "inventory.a", [] { return "at least one head"; },
+        [] { return "none"; });
     require_input(
         function, "inventory.b", inventory.b,
         {inventory.a.extent(0), inventory.a.extent(1), inventory.a.extent(3), any_extent});
@@ -167,6 +170,9 @@ void average_lora_backward(executor_ref executor, lora<D> d_average,
     require_output(
         function, "d_inventory.b", d_inventory.b,
         {d_inventory.a.extent(0), d_inventory.a.extent(1), d_inventory.a.extent(3), any_extent});
+    require(
+        d_inventory.a.extent(0) >= 1, function, "d_inventory.a", [] { return "at least one head"; },
+        [] { return "none"; });
     const lora_shape shape = shape_of(d_inventory);
     require_input(function, "d_average.a", d_average.a, {shape.in_features, shape.rank});
     require_input(function, "d_average.b", d_average.b, {shape.rank, shape.out_features});

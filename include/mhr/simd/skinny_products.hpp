@@ -10,7 +10,8 @@
 /// The three products of LoRA, each with one narrow dimension (the rank): tall times narrow,
 /// narrow times wide, and the sum of outer products over rows. They run on a *set of rows* given by
 /// number, so that a batch needs no sorting in memory. Sums are kept in small tiles on the stack
-/// that compilers turn into vector registers; the order of every sum depends on the shapes alone.
+/// that compilers turn into vector registers; the order of every sum depends on the
+/// shapes, and on which strides are 1, alone.
 ///
 /// Not checked: the entry points of adapters/ have done that.
 
@@ -30,7 +31,7 @@ inline constexpr index_t wide_tile = 64;
 /// wide [rows, n], matrix [n, rank], narrow [rows, rank].
 template <class X, class M, class Z>
 void project(row_set rows, tensor_view<const X, 2> wide, tensor_view<const M, 2> matrix,
-             accumulator_t<Z> factor, tensor_view<Z, 2> narrow) noexcept {
+             double factor, tensor_view<Z, 2> narrow) noexcept {
     using A = accumulator_t<X, M, Z>;
     const index_t n = wide.extent(1);
     const index_t rank = matrix.extent(1);
@@ -82,7 +83,7 @@ void project(row_set rows, tensor_view<const X, 2> wide, tensor_view<const M, 2>
 /// narrow [rows, rank], matrix [rank, n], wide [rows, n]. Each element is read and written once.
 template <class Z, class M, class Y>
 void expand(row_set rows, tensor_view<const Z, 2> narrow, tensor_view<const M, 2> matrix,
-            accumulator_t<Z> factor, tensor_view<Y, 2> wide) noexcept {
+            double factor, tensor_view<Y, 2> wide) noexcept {
     using A = accumulator_t<Z, M, Y>;
     constexpr index_t row_tile = 16;
     const index_t n = wide.extent(1);
@@ -124,7 +125,7 @@ void expand(row_set rows, tensor_view<const Z, 2> narrow, tensor_view<const M, 2
 /// written once, after the sum over all rows.
 template <class X, class Z, class D>
 void add_outer_products(row_set rows, tensor_view<const X, 2> wide, tensor_view<const Z, 2> narrow,
-                        accumulator_t<Z> factor, tensor_view<D, 2> matrix) noexcept {
+                        double factor, tensor_view<D, 2> matrix) noexcept {
     using A = accumulator_t<X, Z, D>;
     const index_t n = wide.extent(1);
     const index_t rank = narrow.extent(1);

@@ -1,0 +1,239 @@
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <mhr/adapters/batch_plan.hpp>
+
+#include "support/allocation_counter.hpp"
+#include "support/bad_arguments.hpp"
+#include "support/error_check.hpp"
+#include "support/random_tensor.hpp"
+
+using namespace mhr;
+using namespace mhr::test;
+
+namespace {
+
+template <class T>
+tensor_view<const T, 1> list(const std::vector<T>& values) {
+    return {values.data(), {static_cast<index_t>(values.size())}};
+}
+
+template <class T>
+std::vector<T> values_of(const tensor_view<const T, 1>& view) {
+    std::vector<T> values;
+    for (index_t i = 0; i < view.extent(0); ++i)
+        values.push_back(view(i));
+    return values;
+}
+
+using ids = std::vector<std::int64_t>;
+using numbers = std::vector<index_t>;
+
+/// Checks every accessor of a plan against the definition.
+void check_plan(const batch_plan& plan, const ids& task_of_row) {
+    std::map<std::int64_t, numbers> rows_of_task;
+    for (std::size_t row = 0; row < task_of_row.size(); ++row)
+        if (task_of_row[row] != no_task)
+            rows_of_task[task_of_row[row]].push_back(static_cast<index_t>(row));
+
+    CHECK(plan.rows() == static_cast<index_t>(task_of_row.size()));
+    REQUIRE(plan.entries() == static_cast<index_t>(rows_of_task.size()));
+    ids tasks;
+    numbers order;
+    for (const auto& [task, rows] : rows_of_task) {
+        CHECK(values_of(plan.rows_of(static_cast<index_t>(tasks.size()))) == rows);
+        tasks.push_back(task);
+        order.insert(order.end(), rows.begin(), rows.end());
+    }
+    CHECK(values_of(plan.tasks()) == tasks);
+    CHECK(values_of(plan.row_order()) == order);
+
+    // The blocks follow each other, cover everything, and are as large as may be.
+    index_t place = 0;
+    for (const auto& block : plan.blocks()) {
+        CHECK(block.first == place);
+        CHECK(block.count > 0);
+        CHECK(block.count <= batch_plan::rows_per_block);
+        const auto rows = plan.rows_of(block.entry);
+        const index_t place_in_entry = place - (rows.data() - plan.row_order().data());
+        CHECK(place_in_entry % batch_plan::rows_per_block == 0);
+        CHECK(block.count == std::min(batch_plan::rows_per_block, rows.extent(0) - place_in_entry));
+        place += block.count;
+    }
+    CHECK(place == static_cast<index_t>(order.size()));
+}
+
+} // namespace
+
+TEST_CASE("an empty plan has nothing") {
+    batch_plan plan;
+    check_plan(plan, {});
+    plan.assign_rows(tensor_view<const std::int64_t, 1>{});
+    check_plan(plan, {});
+    plan.assign_sequences(list(ids{}), list(numbers{}));
+    check_plan(plan, {});
+    plan.assign_single_task(0);
+    check_plan(plan, {});
+}
+
+TEST_CASE("rows are grouped by task") {
+    batch_plan plan;
+    const ids tasks{7, no_task, 2, 7, 2, 2, no_task, 0};
+    plan.assign_rows(list(tasks));
+    CHECK(plan.rows() == 8);
+    CHECK(values_of(plan.tasks()) == ids{0, 2, 7});
+    CHECK(values_of(plan.row_order()) == numbers{7, 2, 4, 5, 0, 3});
+    CHECK(values_of(plan.rows_of(1)) == numbers{2, 4, 5});
+    REQUIRE(plan.blocks().size() == 3);
+    CHECK(plan.blocks()[2].entry == 2);
+    CHECK(plan.blocks()[2].first == 4);
+    CHECK(plan.blocks()[2].count == 2);
+    check_plan(plan, tasks);
+    // Rows of no task only.
+    plan.assign_rows(list(ids{no_task, no_task}));
+    check_plan(plan, {no_task, no_task});
+}
+
+TEST_CASE("sequences are so many rows of their tasks") {
+    batch_plan plan;
+    plan.assign_sequences(list(ids{4, no_task, 1, 4, 9}), list(numbers{2, 1, 3, 1, 0}));
+    check_plan(plan, {4, 4, no_task, 1, 1, 1, 4}); // task 9 has no rows, and so no entry
+    plan.assign_single_task(40, 3);
+    check_plan(plan, ids(40, 3));
+    plan.assign_single_task(5);
+    check_plan(plan, ids(5, 0));
+    plan.assign_single_task(5, no_task);
+    check_plan(plan, ids(5, no_task));
+}
+
+TEST_CASE("plans of random batches") {
+    random_source random(23);
+    batch_plan rows, sequences;
+    for (int round = 0; round < 60; ++round) {
+        CAPTURE(round);
+        const index_t tasks = 1 + random.integer(5);
+        ids of_row, of_sequence;
+        numbers lengths;
+        for (index_t s = random.integer(9); s-- > 0;) {
+            of_sequence.push_back(random.integer(tasks + 1) - 1);
+            lengths.push_back(random.integer(37));
+            of_row.insert(of_row.end(), static_cast<std::size_t>(lengths.back()),
+                          of_sequence.back());
+        }
+        sequences.assign_sequences(list(of_sequence), list(lengths));
+        check_plan(sequences, of_row);
+        std::vector<index_t> shuffled = random.permutation(static_cast<index_t>(of_row.size()));
+        ids in_disorder;
+        for (index_t row : shuffled)
+            in_disorder.push_back(of_row[static_cast<std::size_t>(row)]);
+        rows.assign_rows(list(in_disorder));
+        check_plan(rows, in_disorder);
+    }
+}
+
+TEST_CASE_TEMPLATE("ids and counts of every integer type, in every stride", T, std::int8_t,
+                   std::uint8_t, std::int32_t, std::uint32_t, std::int64_t, std::uint64_t) {
+    const std::vector<T> values{1, 9, 100, 9, 1, 9};
+    batch_plan plan;
+    plan.assign_rows(list(values));
+    check_plan(plan, {1, 9, 100, 9, 1, 9});
+    plan.assign_rows(tensor_view<const T, 1>(values.data(), {3}, {2}));
+    check_plan(plan, {1, 100, 1});
+    plan.assign_rows(tensor_view<const T, 1>(values.data() + 5, {6}, {-1}));
+    check_plan(plan, {9, 1, 9, 100, 9, 1});
+    plan.assign_rows(tensor_view<const T, 1>(values.data() + 2, {20}, {0}));
+    check_plan(plan, ids(20, 100));
+    plan.assign_sequences(tensor_view<const T, 1>(values.data(), {2}),
+                          tensor_view<const T, 1>(values.data(), {2}, {0}));
+    check_plan(plan, {1, 9});
+}
+
+TEST_CASE("the largest label") {
+    const std::int64_t largest = std::numeric_limits<std::int64_t>::max();
+    batch_plan plan;
+    plan.assign_rows(list(ids{largest, 0, largest}));
+    check_plan(plan, {largest, 0, largest});
+}
+
+TEST_CASE("a plan allocates only for a batch that is larger than all before") {
+    batch_plan plan;
+    ids one_task(64, 3), many_tasks;
+    for (std::int64_t row = 0; row < 64; ++row)
+        many_tasks.push_back(row);
+    plan.assign_rows(list(one_task));
+    CHECK(allocations_of([&] { plan.assign_rows(list(one_task)); }) == 0);
+    CHECK(allocations_of([&] { plan.assign_single_task(64); }) == 0);
+    CHECK(allocations_of([&] { plan.assign_single_task(17); }) == 0);
+    // As many rows, although of more tasks.
+    CHECK(allocations_of([&] { plan.assign_rows(list(many_tasks)); }) == 0);
+    check_plan(plan, many_tasks);
+}
+
+TEST_CASE("a plan can be copied") {
+    batch_plan plan;
+    plan.assign_rows(list(ids{2, 1, 2}));
+    const batch_plan copy = plan;
+    plan.assign_single_task(1);
+    check_plan(copy, {2, 1, 2});
+}
+
+TEST_CASE("bad input of a plan leaves it as it was") {
+    const ids before{2, 1, 2};
+    batch_plan plan;
+    plan.assign_rows(list(before));
+    const ids tasks{0, 1, 2};
+    const numbers lengths{1, 2, 3};
+    constexpr const char* rows = "batch_plan::assign_rows";
+    constexpr const char* sequences = "batch_plan::assign_sequences";
+
+    for (const auto& bad : bad_as_input(list(tasks), {0})) {
+        CAPTURE(bad.what);
+        const auto view = bad.view;
+        CHECK(refuses(rows, "task_of_row", [&] { plan.assign_rows(view); }));
+        CHECK(refuses(sequences, "task_of_sequence",
+                      [&] { plan.assign_sequences(view, list(lengths)); }));
+    }
+    for (const auto& bad : bad_as_input(list(lengths))) {
+        CAPTURE(bad.what);
+        const auto view = bad.view;
+        CHECK(refuses(sequences, "rows_of_sequence",
+                      [&] { plan.assign_sequences(list(tasks), view); }));
+    }
+    for (const ids& bad : {ids{-2, 0, 0}, ids{0, 0, std::numeric_limits<std::int64_t>::min()}}) {
+        CHECK(refuses(rows, "task_of_row", [&] { plan.assign_rows(list(bad)); }));
+        CHECK(refuses(sequences, "task_of_sequence",
+                      [&] { plan.assign_sequences(list(bad), list(lengths)); }));
+        CHECK(refuses(sequences, "rows_of_sequence",
+                      [&] { plan.assign_sequences(list(tasks), list(bad)); }));
+    }
+    check_plan(plan, before);
+}
+
+TEST_CASE("assign_single_task names itself in errors") {
+    batch_plan plan;
+    CHECK(refuses("batch_plan::assign_single_task", "rows", [&] { plan.assign_single_task(-1); }));
+    CHECK(
+        refuses("batch_plan::assign_single_task", "task", [&] { plan.assign_single_task(1, -2); }));
+}
+
+TEST_CASE("numbers of rows that do not fit an index are refused") {
+    const index_t largest = std::numeric_limits<index_t>::max();
+    batch_plan plan;
+    CHECK(refuses("batch_plan::assign_sequences", "rows_of_sequence", [&] {
+        plan.assign_sequences(list(ids{no_task, no_task}), list(numbers{largest, 1}));
+    }));
+}
+
+TEST_CASE("unsigned ids beyond the signed ones are refused") {
+    // 2^64 - 1 must not pass for no_task.
+    const std::vector<std::uint64_t> tasks{std::numeric_limits<std::uint64_t>::max()};
+    batch_plan plan;
+    CHECK(
+        refuses("batch_plan::assign_rows", "task_of_row", [&] { plan.assign_rows(list(tasks)); }));
+}

@@ -1,0 +1,127 @@
+#include <array>
+#include <complex>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <mhr/reference/lora.hpp>
+
+#include "support/comparison.hpp"
+#include "support/gradient_check.hpp"
+#include "support/random_tensor.hpp"
+#include "support/tensor.hpp"
+
+using namespace mhr;
+using namespace mhr::test;
+
+namespace {
+
+using complex = std::complex<double>;
+
+} // namespace
+
+TEST_CASE("LoRA and its gradients, by hand") {
+    const std::array<index_t, 2> adapter{0, -1};
+    const tensor_view<const index_t, 1> adapter_of_row(adapter.data(), {2});
+    tensor<double, 2> x({2, 2});
+    tensor<double, 3> a({1, 2, 2});
+    tensor<double, 3> b({1, 2, 1});
+    tensor<double, 2> y({2, 1});
+    x.values() = {1, 2, 3, 4};
+    a.values() = {1, 0, 3, 1};
+    b.values() = {2, 5};
+    y.values() = {10, 20};
+    reference::lora_forward(adapter_of_row, x.const_view(), a.const_view(), b.const_view(), 0.5,
+                            y.view());
+    // x a = (1 + 6, 2) = (7, 2); (7, 2) b = 14 + 10; 10 + 24 / 2. The second row has no adapter.
+    CHECK(y.values() == std::vector<double>{22, 20});
+
+    tensor<double, 2> d_y({2, 1});
+    d_y.values() = {4, 1000};
+    tensor<double, 2> d_x({2, 2});
+    tensor<double, 3> d_a({1, 2, 2});
+    tensor<double, 3> d_b({1, 2, 1});
+    d_x.values() = {1, 1, 1, 1};
+    d_a.values() = {1, 1, 1, 1};
+    d_b.values() = {1, 1};
+    reference::lora_backward(adapter_of_row, x.const_view(), a.const_view(), b.const_view(), 0.5,
+                             d_y.const_view(), d_x.view(), d_a.view(), d_b.view());
+    // d_hidden = 0.5 4 b^T = (4, 10): d_x = d_hidden a^T = (4, 12 + 10), d_a = x^T d_hidden,
+    // d_b = hidden^T 0.5 4 = (14, 4), each added to 1.
+    CHECK(d_x.values() == std::vector<double>{5, 23, 1, 1});
+    CHECK(d_a.values() == std::vector<double>{5, 11, 9, 21});
+    CHECK(d_b.values() == std::vector<double>{15, 5});
+}
+
+TEST_CASE("absent gradients are skipped") {
+    const index_t adapter = 0;
+    const tensor_view<const index_t, 1> adapter_of_row(&adapter, {1});
+    const double three = 3;
+    const double five = 5;
+    const double seven = 7;
+    const double one = 1;
+    const tensor_view<const double, 2> x(&three, {1, 1});
+    const tensor_view<const double, 3> a(&five, {1, 1, 1});
+    const tensor_view<const double, 3> b(&seven, {1, 1, 1});
+    const tensor_view<const double, 2> d_y(&one, {1, 1});
+    double d_x = 0;
+    double d_a = 0;
+    double d_b = 0;
+    reference::lora_backward<double>(adapter_of_row, x, a, b, 1, d_y, {}, {}, {});
+    reference::lora_backward<double>(adapter_of_row, x, a, b, 1, d_y, {&d_x, {1, 1}}, {}, {});
+    reference::lora_backward<double>(adapter_of_row, x, a, b, 1, d_y, {}, {&d_a, {1, 1, 1}}, {});
+    reference::lora_backward<double>(adapter_of_row, x, a, b, 1, d_y, {}, {}, {&d_b, {1, 1, 1}});
+    CHECK(d_x == 35);
+    CHECK(d_a == 21);
+    CHECK(d_b == 15);
+}
+
+TEST_CASE("gradients of LoRA against complex step") {
+    const std::array<index_t, 6> adapter{1, -1, 0, 1, 1, 0};
+    const tensor_view<const index_t, 1> adapter_of_row(adapter.data(), {6});
+    const double scale = 0.375;
+    random_source random(23);
+    tensor<double, 2> x({6, 5});
+    tensor<double, 3> a({2, 5, 3});
+    tensor<double, 3> b({2, 3, 4});
+    tensor<double, 2> d_y({6, 4});
+    random.fill(x.view());
+    random.fill(a.view());
+    random.fill(b.view());
+    random.fill(d_y.view());
+
+    tensor<double, 2> d_x(x.extents());
+    tensor<double, 3> d_a(a.extents());
+    tensor<double, 3> d_b(b.extents());
+    reference::lora_backward(adapter_of_row, x.const_view(), a.const_view(), b.const_view(), scale,
+                             d_y.const_view(), d_x.view(), d_a.view(), d_b.view());
+    tensor<double, 2> x_magnitudes(x.extents());
+    tensor<double, 3> a_magnitudes(a.extents());
+    tensor<double, 3> b_magnitudes(b.extents());
+    reference::lora_backward(adapter_of_row, magnitudes_as<double>(x.view()).const_view(),
+                             magnitudes_as<double>(a.view()).const_view(),
+                             magnitudes_as<double>(b.view()).const_view(), scale,
+                             magnitudes_as<double>(d_y.view()).const_view(), x_magnitudes.view(),
+                             a_magnitudes.view(), b_magnitudes.view());
+
+    auto cx = copy_as<complex>(x.view());
+    auto ca = copy_as<complex>(a.view());
+    auto cb = copy_as<complex>(b.view());
+    const auto f = [&] {
+        tensor<complex, 2> y({6, 4});
+        reference::lora_forward(adapter_of_row, cx.const_view(), ca.const_view(), cb.const_view(),
+                                complex(scale), y.view());
+        return contract<complex>(y.view(), d_y.view());
+    };
+    const auto step_x = complex_step_gradient(f, cx.view());
+    const auto step_a = complex_step_gradient(f, ca.view());
+    const auto step_b = complex_step_gradient(f, cb.view());
+    CHECK(compare(d_x.view(), step_x.view(), x_magnitudes.view(), within<double>(8)));
+    CHECK(compare(d_a.view(), step_a.view(), a_magnitudes.view(), within<double>(8)));
+    CHECK(compare(d_b.view(), step_b.view(), b_magnitudes.view(), within<double>(8)));
+
+    // Planted: the scale dropped.
+    for (double& value : d_b.values())
+        value /= scale;
+    CHECK_FALSE(compare(d_b.view(), step_b.view(), b_magnitudes.view(), within<double>(8)));
+}

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <mhr/adapters/batch_plan.hpp>
+#include <mhr/core/tensor_view.hpp>
+
+#include "support/random_tensor.hpp"
+#include "support/tensor.hpp"
+
+/// \file
+/// Batches of many tasks, for the tests of adapters.
+
+namespace mhr::test {
+
+/// A plan of rows of random tasks 0 .. tasks - 1, and of no task.
+inline batch_plan random_plan(index_t rows, index_t tasks, std::uint64_t seed = 1) {
+    random_source random(seed);
+    tensor<std::int64_t, 1> task_of_row({rows});
+    for (std::int64_t& task : task_of_row.values())
+        task = random.integer(tasks + 1) - 1;
+    batch_plan plan;
+    plan.assign_rows(task_of_row.view());
+    return plan;
+}
+
+/// What the oracle is asked for: the entry of each row, or -1.
+inline tensor<index_t, 1> entry_of_row(const batch_plan& plan) {
+    tensor<index_t, 1> result({plan.rows()});
+    for (index_t& entry : result.values())
+        entry = -1;
+    for (index_t entry = 0; entry < plan.entries(); ++entry) {
+        const auto rows = plan.rows_of(entry);
+        for (index_t i = 0; i < rows.extent(0); ++i)
+            result(rows(i)) = entry;
+    }
+    return result;
+}
+
+} // namespace mhr::test
