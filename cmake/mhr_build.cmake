@@ -23,6 +23,9 @@ endfunction()
 function(mhr_build_options target)
     target_link_libraries(${target} PRIVATE mhr::mhr)
     mhr_strict_warnings(${target})
+    # Where OpenMP is on, Eigen would run threads of its own beside those of the executors and tests,
+    # which spin while they wait for each other.
+    target_compile_definitions(${target} PRIVATE EIGEN_DONT_PARALLELIZE)
     if(MHR_NATIVE)
         target_compile_options(${target} PRIVATE -march=native)
         # The AVX-512 intrinsics of GCC 12 trip over it themselves (GCC bug 105593).

@@ -68,6 +68,7 @@ int main(int argc, char** argv) {
                                             : default_options(seed);
         options.threads = threads;
 
+        std::filesystem::create_directories(output); // fails now, not after the work
         corpus_options reading;
         reading.words_directory = words;
         reading.evaluation_words = options.evaluation_words;
