@@ -39,8 +39,9 @@ class workspace {
         // Room for the alignment is counted always: the size told must not depend on the address.
         used_ = sum(used_, sum(bytes, workspace_alignment));
         if (memory_ == nullptr) return {nullptr, extents};
-        const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(memory_) + used_ - bytes;
-        return {reinterpret_cast<T*>(address - address % workspace_alignment), extents};
+        std::byte* const start = memory_ + (used_ - bytes);
+        const auto beyond = reinterpret_cast<std::uintptr_t>(start) % workspace_alignment;
+        return {reinterpret_cast<T*>(start - beyond), extents};
     }
 
     /// Bytes taken so far, padding included (the largest number if that overflowed).
