@@ -48,9 +48,10 @@ cell bits_cell(const scores& of) {
 table few_shot_table(const results& of) {
     table result;
     result.title = "Few-shot adaptation to the test languages";
-    result.note = "Bits per character of unseen words (fewer are better): mean over the languages, "
-                  "then mean and standard deviation over the seeds. Seconds of training for one "
-                  "language, by number of words.";
+    result.note =
+        "Bits per character of unseen words (fewer are better): mean over the languages, "
+        "then mean and standard deviation over the seeds. Processor seconds of training for one "
+        "language, by number of words.";
     result.columns = {"method", "trained parameters"};
     for (const int words : of.word_counts)
         result.columns.push_back(words_title(words));
