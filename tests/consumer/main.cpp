@@ -8,8 +8,18 @@ namespace {
 
 // What a user would first do with the library.
 bool library_works() {
-    return MHR_VERSION_MAJOR * 10000 + MHR_VERSION_MINOR * 100 + MHR_VERSION_PATCH ==
-           other_version();
+    const int task_of_row[] = {7, 3, 7};
+    mhr::batch_plan plan;
+    plan.assign_rows(mhr::tensor_view<const int, 1>(task_of_row, {3}));
+    float logits[2 * 2] = {0, 0, 100, -100}; // [tasks, heads = 1, modules]
+    const int tasks[] = {1};
+    float weights[2] = {};
+    mhr::router_forward(mhr::serial_executor{}, mhr::tensor_view<float, 3>(logits, {2, 1, 2}),
+                        mhr::tensor_view<const int, 1>(tasks, {1}), mhr::sigmoid_gate{},
+                        mhr::tensor_view<float, 3>(weights, {1, 1, 2}));
+    return plan.entries() == 2 && weights[0] == 1 && weights[1] < 1e-30F &&
+           MHR_VERSION_MAJOR * 10000 + MHR_VERSION_MINOR * 100 + MHR_VERSION_PATCH ==
+               other_version();
 }
 
 } // namespace
