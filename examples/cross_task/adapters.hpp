@@ -53,7 +53,7 @@ class plain_adapters {
                   matrix_view<float>& d_x);
     void end() {}
 
-    /// What is trained, and at which of the two rates (1: that of modules).
+    /// What is trained.
     parameter_group& modules() { return modules_; }
     bool trains_modules() const { return true; }
     bool trains_logits() const { return false; }

@@ -47,7 +47,7 @@ int main(int argc, char** argv) {
     std::string gnuplot;
     auto* quick_flag = app.add_flag("--quick", quick, "Smoke test: under a minute");
     app.add_flag("--full", full,
-                 "5 seeds, 1000 evaluation words, wider grids: about 40 minutes on 2 cores")
+                 "5 seeds, 1000 evaluation words, wider grids: about an hour on 2 cores")
         ->excludes(quick_flag);
     app.add_option("--seed", seed, "First seed")->capture_default_str();
     app.add_option("--threads", threads, "Trainings that run at a time; the numbers do not change")

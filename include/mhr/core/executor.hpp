@@ -37,10 +37,10 @@ struct serial_executor {
     }
 };
 
-/// Runs only the share of participant `ith` of `nth`, in the calling thread: for hosts that call an
-/// operator from every thread at once, as ggml does. All participants must make the same call, and
-/// the result is complete when the last one is done. Nothing here waits for the others, so only
-/// functions documented as "one phase" accept it.
+/// Runs only the share of participant `ith` of `nth` (1 or more, ith below it), in the calling
+/// thread: for hosts that call an operator from every thread at once, as ggml does. All
+/// participants must make the same call, and the result is complete when the last one is done.
+/// Nothing here waits for the others, so only functions documented as "one phase" accept it.
 struct share_executor {
     static constexpr bool runs_every_part = false;
 
@@ -48,7 +48,6 @@ struct share_executor {
     index_t nth = 1;
 
     void operator()(index_t parts, parallel_body body) const {
-        // parts * nth may overflow for absurd inputs only after parts itself is unreachable.
         const index_t quotient = parts / nth;
         const index_t remainder = parts % nth;
         const index_t first = quotient * ith + (ith < remainder ? ith : remainder);
