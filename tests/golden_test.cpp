@@ -1,6 +1,6 @@
 // Compares the library with the values that the reference implementations computed
-// (golden/README.md: what the cases are, and how they are compared). The tables below say which
-// cases are run; a new gate is one line there, and its code in support/golden_checks.hpp.
+// (golden/README.md: what the cases are, and how they are compared). The tables below say how each
+// kind is run, and which cases are not; the code of a kind is in support/golden_*_checks.hpp.
 
 #include <algorithm>
 #include <cstdio>
@@ -8,84 +8,105 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "support/golden_case.hpp"
-#include "support/golden_checks.hpp"
+#include "support/golden_checkpoint_checks.hpp"
+#include "support/golden_ia3_checks.hpp"
+#include "support/golden_lora_checks.hpp"
+#include "support/golden_routing_checks.hpp"
+#include "support/golden_rules.hpp"
+#include "support/golden_statistics_checks.hpp"
 
 namespace {
 
-using mhr::test::golden_case;
-using mhr::test::outcome;
+using namespace mhr::test;
 using nlohmann::json;
-
-// What is run: the cases whose kind and variant both are.
 
 using check_function = void (*)(const golden_case&, outcome&);
 
-constexpr const char* runs = "";
-constexpr const char* not_yet = "not yet";
-
 struct kind_row {
     std::string name;
-    check_function check;     // nullptr: not yet
+    check_function check;
     check_function check_f32; // for dtype float32
 };
 const std::vector<kind_row> kinds{
-    {"routing", mhr::test::check_routing<double>, mhr::test::check_routing<float>},
-    {"peft_linear", mhr::test::check_routed_lora<double>, mhr::test::check_routed_lora<float>},
-    {"mttl_lora", mhr::test::check_routed_lora<double>, mhr::test::check_routed_lora<float>},
-    {"average_lora", mhr::test::check_average_lora<double>, mhr::test::check_average_lora<float>},
-    {"peft_checkpoint", mhr::test::check_checkpoint, mhr::test::check_checkpoint},
-    {"mttl_ia3", nullptr, nullptr},
-    {"mttl_ia3_average", nullptr, nullptr},
-    {"merge_after_op", nullptr, nullptr},
-    {"stats", nullptr, nullptr},
-    {"anneal_schedule", nullptr, nullptr},
+    {"routing", check_routing<double>, check_routing<float>},
+    {"peft_linear", check_routed_lora<double>, check_routed_lora<float>},
+    {"mttl_lora", check_routed_lora<double>, check_routed_lora<float>},
+    {"average_lora", check_average_lora<double>, check_average_lora<float>},
+    {"merge_after_op", check_output_mixed_lora<double>, check_output_mixed_lora<float>},
+    {"mttl_ia3", check_routed_ia3<double>, check_routed_ia3<float>},
+    {"mttl_ia3_average", check_average_ia3<double>, check_average_ia3<float>},
+    {"peft_checkpoint", check_checkpoint, nullptr},
+    {"anneal_schedule", check_anneal_schedule, nullptr},
+    {"stats", check_statistics<double>, check_statistics<float>},
 };
 
-/// The gate, or the storage type of a checkpoint; empty for kinds without.
-const std::map<std::string, const char*> variants{
-    {"", runs},
-    {"sigmoid", runs},
-    {"relaxed", runs},
-    {"straight_through", not_yet},
-    {"l2", not_yet},
-    {"avgcorr", not_yet},
-    {"shared", not_yet},
-    {"dropout", not_yet},
-    {"private", not_yet},
-    {"average", not_yet},
-    {"sigmoid_anneal", not_yet},
-    {"relaxed_anneal", not_yet},
-    {"l2_anneal", not_yet},
-    {"relaxed_avgcorr", not_yet},
-    {"relaxed_dropout", not_yet},
-    {"relaxed_shared", not_yet},
-    {"shared_avgcorr", not_yet},
-    {"st_shared", not_yet},
-    {"dropout_shared_avgcorr", not_yet},
-    {"moe", "never: the peer normalises over the heads, and keeps three of them"},
-    {"f32", runs},
-    {"f16", not_yet},
-    {"bf16", not_yet},
+// Flags of the router. A case has those of its variant, and no others.
+constexpr const char* relaxed = "module_logits_relaxed_bernoulli";
+constexpr const char* rounded = "module_logits_straight_through";
+constexpr const char* l2 = "module_logits_l2_norm";
+constexpr const char* dropout = "module_logits_dropout";
+constexpr const char* shared = "poly_use_shared_skill";
+constexpr const char* corrected = "poly_average_correction";
+constexpr const char* annealed = "alpha";
+const std::set<std::string> flags{relaxed, rounded, l2, dropout, shared, corrected, annealed};
+
+/// The variants of the router; empty for kinds without.
+const std::map<std::string, std::set<std::string>> variants{
+    {"", {}},
+    {"sigmoid", {}},
+    {"sigmoid_anneal", {annealed}},
+    {"relaxed", {relaxed}},
+    {"relaxed_anneal", {relaxed, annealed}},
+    {"relaxed_avgcorr", {relaxed, corrected}},
+    {"relaxed_dropout", {relaxed, dropout}},
+    {"relaxed_shared", {relaxed, shared}},
+    {"straight_through", {rounded}},
+    {"st_shared", {rounded, shared}},
+    {"l2", {l2}},
+    {"l2_anneal", {l2, annealed}},
+    {"avgcorr", {corrected}},
+    {"shared", {shared}},
+    {"shared_avgcorr", {shared, corrected}},
+    {"dropout", {dropout}},
+    {"dropout_shared_avgcorr", {dropout, shared, corrected}},
+    {"private", {}},
+    {"average", {}},
+    {"moe", {}},
 };
 
-/// Why a case is not run, or nothing.
-std::string reason_to_skip(const kind_row& kind, const golden_case& test) {
-    const std::string variant = test.text("variant") + test.text("stored_dtype");
-    const auto found = variants.find(variant);
-    if (found == variants.end()) throw std::runtime_error("unknown variant '" + variant + "'");
-    const std::string state = found->second;
-    if (kind.check == nullptr) return not_yet;
-    if (state != runs) return variant + " (" + state + ")";
-    if (test.text("probs_clamp_active") == "true")
+std::set<std::string> words_of(const std::string& text) {
+    std::istringstream stream(text);
+    return {std::istream_iterator<std::string>(stream), {}};
+}
+
+/// The other metadata that are known: what is computed from, which a check must have asked for, and
+/// what is only told (some of it serves a check where there is need of it).
+const std::set<std::string> computed_from =
+    words_of("dtype stored_dtype n_splits n_skills batch seq d_in d_out rank bias repeat "
+             "temperature scaling scaling_rule lora_alpha warmup_factor training_steps_used "
+             "total_steps uniform_interp_steps n_encoder n_decoder modules eps tol tol_y64 "
+             "probs_clamp_active");
+const std::set<std::string> only_told =
+    words_of("case kind variant mode n_tasks source logit_style topk temperature_patched "
+             "ill_conditioned uniform_clamp_active");
+
+/// Why a case is never run, or nothing.
+std::string reason_to_skip(const golden_case& test) {
+    if (test.text("variant") == "moe")
+        return "moe (never: the peer normalises over the heads, and keeps three of them)";
+    if (test.flag("probs_clamp_active"))
         return "probs_clamp_active (never: PyTorch clamps sigmoid(l), here l itself enters)";
     return {};
 }
@@ -98,16 +119,60 @@ struct summary {
     std::map<std::string, int> reasons;
 };
 
-/// The index and the file tell the same of a case.
+/// The index and the file tell the same of a case, and nothing that is not known.
 void check_header(const golden_case& test, outcome& result) {
-    std::vector<std::string> names;
-    for (const auto& [name, entry] : test.file.tensors())
-        names.push_back(name);
-    if (test.entry.contains("tensors"))
-        result.require(test.entry["tensors"] == names, "other tensors than in the index");
-    for (const char* key : {"kind", "variant", "dtype", "stored_dtype"})
-        result.require(test.entry.value(key, "") == test.text(key),
-                       std::string(key) + ": not as in the index");
+    const auto& metadata = test.file.metadata(); // directly: this is no use of them
+    const std::set<std::string> paths{"file", "inputs", "config", "adapter"};
+    for (const auto& [key, value] : test.entry.items()) {
+        if (paths.count(key) != 0) continue;
+        if (key == "tensors") {
+            std::vector<std::string> names;
+            for (const auto& [name, entry] : test.file.tensors())
+                names.push_back(name);
+            result.require(value == names, "other tensors than in the index");
+        } else {
+            const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+            result.require(metadata.count(key) == 1 && metadata.at(key) == text,
+                           key + ": not as in the index");
+        }
+    }
+
+    const std::string name = test.text("case");
+    result.require(!name.empty() && test.entry.at("file").get<std::string>().find(name) == 0,
+                   "case: not the name of the file");
+    const std::string variant = test.text("variant");
+    const auto found = variants.find(variant);
+    if (found == variants.end()) throw std::runtime_error("unknown variant '" + variant + "'");
+    for (const auto& [key, value] : metadata) {
+        if (flags.count(key) != 0)
+            result.require(found->second.count(key) == 1, key + ": not a flag of the variant");
+        else
+            result.require(computed_from.count(key) + only_told.count(key) == 1,
+                           "unknown metadata " + key);
+    }
+    for (const auto& key : found->second)
+        result.require(metadata.count(key) == 1, "not " + key + ", as the variant says");
+    result.require(test.flag("probs_clamp_active") == has_clamped_logits(test),
+                   "probs_clamp_active: the logits tell otherwise");
+    result.require(test.number_or("eps", mhr::normaliser_epsilon) == mhr::normaliser_epsilon,
+                   "another eps");
+}
+
+/// Every number of a case that was run had a part in it.
+void check_use(const golden_case& test, outcome& result) {
+    result.require(result.compared > 0, "nothing was compared");
+    result.require_all_read(test.file);
+    for (const auto& [key, value] : test.file.metadata())
+        result.require(only_told.count(key) == 1 || test.was_used(key), key + ": not used");
+}
+
+/// The check of a case by its dtype; kinds without have a single one.
+check_function check_of(const kind_row& kind, const golden_case& test) {
+    const std::string dtype = test.text("dtype");
+    const bool has_dtype = kind.check_f32 != nullptr;
+    if (dtype == (has_dtype ? "float64" : "")) return kind.check;
+    if (dtype == "float32" && has_dtype) return kind.check_f32;
+    throw std::runtime_error("unknown dtype '" + dtype + "'");
 }
 
 void run_case(const std::filesystem::path& root, const kind_row& kind, const json& entry,
@@ -117,10 +182,10 @@ void run_case(const std::filesystem::path& root, const kind_row& kind, const jso
     try {
         const golden_case test(root, entry);
         check_header(test, result);
-        reason = reason_to_skip(kind, test);
+        reason = reason_to_skip(test);
         if (reason.empty()) {
-            (test.text("dtype") == "float32" ? kind.check_f32 : kind.check)(test, result);
-            result.require(result.compared > 0, "nothing was compared");
+            check_of(kind, test)(test, result);
+            check_use(test, result);
         }
     } catch (const std::exception& error) {
         result.failures.emplace_back(error.what());
@@ -135,7 +200,7 @@ void run_case(const std::filesystem::path& root, const kind_row& kind, const jso
     for (const auto& failure : result.failures)
         sum.total.failures.push_back(entry.value("file", "?") + ": " + failure);
     sum.total.compared += result.compared;
-    sum.total.worst = mhr::test::larger(sum.total.worst, result.worst);
+    sum.total.worst = larger(sum.total.worst, result.worst);
 }
 
 /// Every file is in the index; that every case of the index has its files, running it shows.
@@ -196,8 +261,7 @@ bool run_directory(const std::filesystem::path& root) {
         whole.require(cases > 0, "no case of the kind " + kind.name);
         whole.require(index.at("counts").value(kind.name, 0) == cases,
                       "not as many as the index counts: " + kind.name);
-        whole.require(kind.check == nullptr || sum.passed + sum.failed > 0,
-                      "no case was run of the kind " + kind.name);
+        whole.require(sum.passed + sum.failed > 0, "no case was run of the kind " + kind.name);
         for (const auto& failure : sum.total.failures)
             whole.failures.push_back(failure);
         passed += sum.passed;

@@ -5,9 +5,19 @@
 /// included by name.
 
 #include <mhr/adapters/batch_plan.hpp>
+#include <mhr/adapters/ia3.hpp>
 #include <mhr/adapters/initialisation.hpp>
 #include <mhr/adapters/lora.hpp>
+#include <mhr/adapters/lora_library.hpp>
+#include <mhr/adapters/merge.hpp>
+#include <mhr/adapters/mixed_lora_cache.hpp>
+#include <mhr/adapters/output_mixed_lora.hpp>
+#include <mhr/adapters/routed_ia3.hpp>
 #include <mhr/adapters/routed_lora.hpp>
+#include <mhr/analysis/gradient_alignment.hpp>
+#include <mhr/analysis/gram.hpp>
+#include <mhr/analysis/routing_statistics.hpp>
+#include <mhr/analysis/task_similarity.hpp>
 #include <mhr/config.hpp>
 #include <mhr/core/checks.hpp>
 #include <mhr/core/error.hpp>
@@ -19,11 +29,21 @@
 #include <mhr/core/workspace.hpp>
 #include <mhr/mixing/average.hpp>
 #include <mhr/mixing/mix.hpp>
+#include <mhr/reference/gram.hpp>
+#include <mhr/reference/ia3.hpp>
+#include <mhr/reference/indian_buffet_prior.hpp>
 #include <mhr/reference/lora.hpp>
 #include <mhr/reference/mixing.hpp>
+#include <mhr/reference/output_mixed_lora.hpp>
 #include <mhr/reference/routing.hpp>
+#include <mhr/routing/annealing.hpp>
+#include <mhr/routing/fixed_routers.hpp>
+#include <mhr/routing/gate_wrappers.hpp>
 #include <mhr/routing/gates.hpp>
+#include <mhr/routing/indian_buffet_prior.hpp>
+#include <mhr/routing/logits.hpp>
 #include <mhr/routing/noise.hpp>
+#include <mhr/routing/normalisers.hpp>
 #include <mhr/routing/router.hpp>
 #include <mhr/simd/skinny_products.hpp>
 #include <mhr/version.hpp>

@@ -38,10 +38,12 @@ using numbers = std::vector<index_t>;
 /// Checks every accessor of a plan against the definition.
 void check_plan(const batch_plan& plan, const ids& task_of_row) {
     std::map<std::int64_t, numbers> rows_of_task;
+    numbers base_rows;
     for (std::size_t row = 0; row < task_of_row.size(); ++row)
-        if (task_of_row[row] != no_task)
-            rows_of_task[task_of_row[row]].push_back(static_cast<index_t>(row));
+        (task_of_row[row] == no_task ? base_rows : rows_of_task[task_of_row[row]])
+            .push_back(static_cast<index_t>(row));
 
+    CHECK(values_of(plan.base_rows()) == base_rows);
     CHECK(plan.rows() == static_cast<index_t>(task_of_row.size()));
     REQUIRE(plan.entries() == static_cast<index_t>(rows_of_task.size()));
     ids tasks;
@@ -90,6 +92,7 @@ TEST_CASE("rows are grouped by task") {
     CHECK(values_of(plan.tasks()) == ids{0, 2, 7});
     CHECK(values_of(plan.row_order()) == numbers{7, 2, 4, 5, 0, 3});
     CHECK(values_of(plan.rows_of(1)) == numbers{2, 4, 5});
+    CHECK(values_of(plan.base_rows()) == numbers{1, 6});
     REQUIRE(plan.blocks().size() == 3);
     CHECK(plan.blocks()[2].entry == 2);
     CHECK(plan.blocks()[2].first == 4);
@@ -173,6 +176,17 @@ TEST_CASE("a plan allocates only for a batch that is larger than all before") {
     // As many rows, although of more tasks.
     CHECK(allocations_of([&] { plan.assign_rows(list(many_tasks)); }) == 0);
     check_plan(plan, many_tasks);
+    // As many rows of no task, and of tasks after those.
+    CHECK(allocations_of([&] { plan.assign_single_task(64, no_task); }) == 0);
+    check_plan(plan, ids(64, no_task));
+    batch_plan other;
+    other.assign_single_task(64, no_task);
+    CHECK(allocations_of([&] { other.assign_rows(list(many_tasks)); }) == 0);
+    check_plan(other, many_tasks);
+    const ids two_tasks{no_task, 2};
+    const numbers lengths{40, 24};
+    CHECK(allocations_of([&] { other.assign_sequences(list(two_tasks), list(lengths)); }) == 0);
+    CHECK(other.base_rows().extent(0) == 40);
 }
 
 TEST_CASE("a plan can be copied") {

@@ -13,6 +13,7 @@
 #include "support/error_check.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/scalar_types.hpp"
+#include "support/uniformity.hpp"
 
 using namespace mhr;
 using namespace mhr::test;
@@ -30,36 +31,6 @@ struct guarded_inventory {
     lora_inventory<T> view() { return {a.view(), b.view()}; }
 };
 
-struct statistics {
-    double mean = 0, variance = 0, largest = 0;
-};
-
-template <class T, std::size_t Rank>
-statistics statistics_of(const tensor_view<T, Rank>& view) {
-    statistics s;
-    const auto count = static_cast<double>(view.size());
-    for_each_position(view.extents(), [&](const position<Rank>& at) {
-        const double value = load<double>(element(view, at));
-        s.mean += value / count;
-        s.variance += value * value / count;
-        s.largest = std::max(s.largest, std::abs(value));
-    });
-    return s;
-}
-
-// Uniform in +-bound: five standard deviations of each estimate (the seeds are fixed).
-template <class T, std::size_t Rank>
-void check_uniform(const tensor_view<T, Rank>& view, double bound) {
-    const statistics s = statistics_of(view);
-    const auto count = static_cast<double>(view.size());
-    const double variance = bound * bound / 3;
-    CHECK(s.largest <= bound * (1 + epsilon_of<T>())); // rounded to the storage type
-    CHECK(s.largest > bound * (1 - 10 / count - epsilon_of<T>()));
-    CHECK(std::abs(s.mean) < 5 * std::sqrt(variance / count));
-    CHECK(std::abs(s.variance - variance) <
-          (5 * std::sqrt(4.0 / 5 / count) + epsilon_of<T>()) * variance);
-}
-
 } // namespace
 
 // Computed once by an independent implementation of std::mt19937_64, from the formula
@@ -71,13 +42,6 @@ TEST_CASE("the first numbers are those of every platform and every later version
     CHECK(inventory.a(0, 0, 1, 0) == -0x1.7451b6bf739c2p-2);
     CHECK(inventory.a(0, 0, 2, 0) == -0x1.8fa5c310a3370p-5);
     CHECK(inventory.a(0, 0, 3, 0) == -0x1.ea789fea1b28ep-2);
-
-    guarded_buffer<double, 3> logits({2, 1, 2});
-    initialise_logits(7, logits.view());
-    CHECK(logits(0, 0, 0) == 0x1.0abe08fd9f577p-11);
-    CHECK(logits(0, 0, 1) == 0x1.d7205f8f446dbp-11);
-    CHECK(logits(1, 0, 0) == -0x1.912b9269fa37bp-11);
-    CHECK(logits(1, 0, 1) == 0x1.9af3646dfbe54p-11);
 }
 
 TEST_CASE_TEMPLATE("a is uniform in the bound of its fan-in, b is zero", T,
@@ -113,13 +77,6 @@ TEST_CASE("b is positive zero: hosts may compare it with memory that was cleared
     CHECK(negative == 0);
 }
 
-TEST_CASE_TEMPLATE("logits are uniform in +-1e-3", T, MHR_TEST_STORAGE_TYPES) {
-    guarded_buffer<T, 3> logits({20, 8, 32});
-    initialise_logits(9, logits.view());
-    check_uniform(logits.view(), 1e-3);
-    CHECK(logits.intact());
-}
-
 TEST_CASE_TEMPLATE("storage types round the same numbers", T, float, Eigen::bfloat16, Eigen::half) {
     guarded_inventory<double> wide(2, 3, 10, 4, 6);
     guarded_inventory<T> stored(2, 3, 10, 4, 6);
@@ -130,24 +87,16 @@ TEST_CASE_TEMPLATE("storage types round the same numbers", T, float, Eigen::bflo
 
 TEST_CASE("seeds give different numbers, the same seed the same, in every layout") {
     guarded_inventory<float> want(2, 3, 10, 4, 6);
-    guarded_buffer<float, 3> want_logits({3, 2, 5});
     initialise_inventory(3, want.view());
-    initialise_logits(3, want_logits.view());
     for (layout order : all_layouts) {
         CAPTURE(name_of(order));
         guarded_inventory<float> got(2, 3, 10, 4, 6, order);
-        guarded_buffer<float, 3> got_logits({3, 2, 5}, order);
         initialise_inventory(3, got.view());
-        initialise_logits(3, got_logits.view());
         CHECK(compare_bitwise(got.a.view(), want.a.view()));
         CHECK(got.a.intact());
         CHECK(got.b.intact());
-        CHECK(compare_bitwise(got_logits.view(), want_logits.view()));
-        CHECK(got_logits.intact());
         initialise_inventory(4, got.view());
-        initialise_logits(4, got_logits.view());
         CHECK_FALSE(compare_bitwise(got.a.view(), want.a.view()));
-        CHECK_FALSE(compare_bitwise(got_logits.view(), want_logits.view()));
     }
 
     // mttl's order: a is [modules, heads, ..] in memory, b [modules, rank, heads, ..].
@@ -160,9 +109,8 @@ TEST_CASE("seeds give different numbers, the same seed the same, in every layout
     CHECK(b.intact());
 }
 
-TEST_CASE("empty inventories and tables are no error") {
+TEST_CASE("empty inventories are no error") {
     CHECK_NOTHROW(initialise_inventory(1, lora_inventory<float>{}));
-    CHECK_NOTHROW(initialise_logits(1, tensor_view<float, 3>{}));
     guarded_inventory<float> no_input(1, 2, 0, 3, 4);
     CHECK_NOTHROW(initialise_inventory(1, no_input.view()));
     CHECK(no_input.b(0, 1, 2, 3) == 0);
@@ -187,10 +135,4 @@ TEST_CASE("bad arguments are refused by name, with everything untouched") {
         refused("inventory.b", {good.a, good.b.block(axis, 0, good.b.extent(axis) - 1)});
     refused("inventory.b", {good.a, {}});
     refused("inventory.b", {good.a.block(3, 0, 3), good.b});
-
-    guarded_buffer<float, 3> logits({3, 2, 5});
-    for (const auto& list : {bad_inputs(logits.view()), overlapping(logits.view())})
-        for (const auto& view : list)
-            CHECK(refuses(
-                "initialise_logits", "logits", [&] { initialise_logits(1, view); }, logits));
 }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -196,6 +197,30 @@ void check_same_bits(problem<T>& got, problem<T>& want) {
     CHECK(compare_bitwise(got.d_a.view(), want.d_a.view()));
     CHECK(compare_bitwise(got.d_b.view(), want.d_b.view()));
 }
+
+/// The adapters of a problem in a pool of more, in an order of their own.
+template <class T>
+struct pooled_adapters {
+    guarded_buffer<typename T::P, 3> a, b;
+    std::vector<index_t> slot_of_entry;
+
+    pooled_adapters(problem<T>& p, index_t spare, layout order)
+        : a({p.plan.entries() + spare, p.s.in, p.s.rank}, order),
+          b({p.plan.entries() + spare, p.s.rank, p.s.out}, order),
+          slot_of_entry(random_source(5).permutation(p.plan.entries() + spare)) {
+        slot_of_entry.resize(static_cast<std::size_t>(p.plan.entries()));
+        for (index_t entry = 0; entry < p.plan.entries(); ++entry) {
+            const index_t slot = slot_of_entry[static_cast<std::size_t>(entry)];
+            const auto same = [](const auto& value) { return value; };
+            transform(p.a.view().slice(0, entry), a.view().slice(0, slot), same);
+            transform(p.b.view().slice(0, entry), b.view().slice(0, slot), same);
+        }
+    }
+    tensor_view<const index_t, 1> slots() {
+        return {slot_of_entry.data(), {static_cast<index_t>(slot_of_entry.size())}};
+    }
+    lora_batch<const typename T::P> batch() { return {a.view(), b.view(), slots()}; }
+};
 
 } // namespace
 
@@ -575,6 +600,147 @@ TEST_CASE("bad input of lora_backward") {
                      b, hidden, d_y, d_x, d_a, d_b));
 }
 
+TEST_CASE_TEMPLATE("adapters in slots of a pool are the adapters copied out of it", T, plain,
+                   storage<bf16, float, bf16>, storage<half, half, half>) {
+    for (layout order : all_layouts) {
+        CAPTURE(name_of(order));
+        const sizes s{40, 5, 18, 70, 18};
+        const auto plan = random_plan(s.rows, s.tasks);
+        const layout of_rows = layout::row_major;
+        problem<T> want(s, plan, of_rows, order, of_rows, of_rows);
+        problem<T> got(s, plan, of_rows, order, of_rows, of_rows);
+        REQUIRE(plan.entries() == 5);
+        pooled_adapters<T> pool(got, 3, order); // the spare ones are NaN
+        REQUIRE_FALSE(std::is_sorted(pool.slot_of_entry.begin(), pool.slot_of_entry.end()));
+        const auto d_y = copy_as<typename T::Y>(got.y.view());
+        lora_forward(serial_executor{}, got.plan, got.x.view(), pool.batch(), got.scale,
+                     got.y.view(), got.hidden.view());
+        lora_backward(serial_executor{}, got.plan, got.x.view(), pool.batch(), got.scale,
+                      got.hidden.view(), d_y.view(), got.d_x.view(), got.d_adapters(),
+                      got.scratch());
+        want.prepare_backward();
+        want.backward();
+        want.forward();
+        check_same_bits(got, want);
+    }
+}
+
+TEST_CASE("entries that share a slot have equal adapters, and gradients of their own") {
+    using T = storage<double, double, double>;
+    const sizes s{30, 3, 9, 10, 3};
+    problem<T> want(s), got(s);
+    REQUIRE(want.plan.entries() == 3);
+    const std::vector<index_t> shared{1, 0, 1};
+    for (std::size_t entry = 0; entry < 3; ++entry) {
+        const auto at = static_cast<index_t>(entry);
+        const auto same = [](double value) { return value; };
+        transform(got.a.view().slice(0, shared[entry]), want.a.view().slice(0, at), same);
+        transform(got.b.view().slice(0, shared[entry]), want.b.view().slice(0, at), same);
+    }
+    // Fewer matrices than entries; every second number of a list of slots.
+    const std::vector<index_t> spread{1, -7, 0, -7, 1};
+    const lora_batch<double> pool{
+        got.a.view().block(0, 0, 2), got.b.view().block(0, 0, 2), {spread.data(), {3}, {2}}};
+    const auto d_y = copy_as<double>(got.y.view());
+    lora_forward(serial_executor{}, got.plan, got.x.view(), pool, got.scale, got.y.view(),
+                 got.hidden.view());
+    lora_backward(serial_executor{}, got.plan, got.x.view(), pool, got.scale, got.hidden.view(),
+                  d_y.view(), got.d_x.view(), got.d_adapters(), got.scratch());
+    want.prepare_backward();
+    want.backward();
+    want.forward();
+    check_same_bits(got, want);
+
+    // One slot for all, by a stride of 0.
+    const index_t second = 1;
+    problem<T> one(s), copies(s);
+    const lora_batch<double> same_for_all{one.a.view(), one.b.view(), {&second, {3}, {0}}};
+    for (index_t entry : {0, 2}) {
+        const auto same = [](double value) { return value; };
+        transform(copies.a.view().slice(0, 1), copies.a.view().slice(0, entry), same);
+        transform(copies.b.view().slice(0, 1), copies.b.view().slice(0, entry), same);
+    }
+    lora_forward(serial_executor{}, one.plan, one.x.view(), same_for_all, one.scale, one.y.view(),
+                 one.hidden.view());
+    copies.forward();
+    check_same_bits(one, copies);
+}
+
+TEST_CASE("a batch without entries takes any pool, with slots or without") {
+    const sizes s{3, 1, 4, 5, 2};
+    batch_plan plan;
+    const std::vector<int> nobody{-1, -1, -1};
+    plan.assign_rows(tensor_view<const int, 1>(nobody.data(), {3}));
+    const index_t unused = 99;
+    const tensor_view<const index_t, 1> no_slots(&unused, {0});
+    for (const auto& slots : {no_slots, tensor_view<const index_t, 1>{}}) {
+        problem<plain> p(s, plan, layout::row_major, layout::row_major, layout::row_major,
+                         layout::row_major);
+        guarded_buffer<float, 3> a({4, s.in, s.rank}), b({4, s.rank, s.out});
+        const lora_batch<float> pool{a.view(), b.view(), slots};
+        const auto y = p.y.take_snapshot();
+        const auto d_x = p.d_x.take_snapshot();
+        lora_forward(serial_executor{}, plan, p.x.view(), pool, 1, p.y.view(), p.hidden.view());
+        lora_backward(serial_executor{}, plan, p.x.view(), pool, 1, p.hidden.view(), p.y.view(),
+                      p.d_x.view(), p.d_adapters(), p.scratch());
+        CHECK(p.y.unchanged_since(y));
+        CHECK(p.d_x.unchanged_since(d_x));
+    }
+}
+
+TEST_CASE("bad slots") {
+    problem<plain> p({20, 3, 5, 6, 3});
+    REQUIRE(p.plan.entries() == 3);
+    pooled_adapters<plain> pool(p, 1, layout::row_major);
+    const auto forward_refused = [&](const char* argument, const auto& adapters) {
+        return refuses(
+            "lora_forward", argument,
+            [&] {
+                lora_forward(serial_executor{}, p.plan, p.x.view(), adapters, 1, p.y.view(),
+                             p.hidden.view());
+            },
+            p.y, p.hidden);
+    };
+    const auto backward_refused = [&](const char* argument, const auto& adapters,
+                                      const lora_batch<float>& d_adapters) {
+        return refuses(
+            "lora_backward", argument,
+            [&] {
+                lora_backward(serial_executor{}, p.plan, p.x.view(), adapters, 1, p.hidden.view(),
+                              p.y.view(), p.d_x.view(), d_adapters, p.scratch());
+            },
+            p.d_x, p.d_a, p.d_b);
+    };
+    for (const auto& bad : bad_as_input(pool.slots())) {
+        CAPTURE(bad.what);
+        const lora_batch<const float> adapters{pool.a.view(), pool.b.view(), bad.view};
+        CHECK(forward_refused("adapters.slots", adapters));
+        CHECK(backward_refused("adapters.slots", adapters, p.d_adapters()));
+    }
+    for (std::size_t entry : {0U, 1U, 2U})
+        for (index_t slot : {index_t(-1), index_t(4), std::numeric_limits<index_t>::max(),
+                             std::numeric_limits<index_t>::min()}) {
+            CAPTURE(entry);
+            CAPTURE(slot);
+            pooled_adapters<plain> bad(p, 1, layout::row_major);
+            bad.slot_of_entry[entry] = slot;
+            CHECK(forward_refused("adapters.slots", bad.batch()));
+            CHECK(backward_refused("adapters.slots", bad.batch(), p.d_adapters()));
+        }
+    // The pool's matrices belong together; without slots there is one for each entry.
+    const auto fewer = [](const auto& view) { return view.block(0, 0, 3); };
+    CHECK(forward_refused(
+        "adapters.b", lora_batch<const float>{pool.a.view(), fewer(pool.b.view()), pool.slots()}));
+    CHECK(forward_refused("adapters.a", lora_batch<const float>{pool.a.view(), pool.b.view()}));
+    // Gradients have one owner, even where the slots are one for each entry.
+    const std::vector<index_t> in_order{0, 1, 2};
+    const tensor_view<const index_t, 1> slots(in_order.data(), {3});
+    CHECK(backward_refused("d_adapters.slots", p.adapters(),
+                           lora_batch<float>{p.d_a.view(), p.d_b.view(), slots}));
+    CHECK(backward_refused("d_adapters.a", pool.batch(),
+                           lora_batch<float>{pool.a.view(), p.d_b.view()}));
+}
+
 TEST_CASE("one adapter as a batch") {
     std::vector<float> memory(12);
     const lora<float> adapter{{memory.data(), {3, 2}}, {memory.data(), {2, 5}}};
@@ -583,4 +749,5 @@ TEST_CASE("one adapter as a batch") {
     CHECK(batch.b.extents() == std::array<index_t, 3>{1, 2, 5});
     CHECK(as_batch(lora<float>{}).a.absent());
     CHECK(as_batch(lora<float>{}).b.absent());
+    CHECK(batch.slots.absent());
 }

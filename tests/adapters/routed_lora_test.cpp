@@ -597,3 +597,15 @@ TEST_CASE("shapes and sizes of a state") {
     (void)take_routed_lora_state<float>(memory, p.plan, p.shape());
     CHECK(memory.available() == 0);
 }
+
+TEST_CASE("mixing for no entries is no error, wherever their memory is") {
+    routed_problem<routed_storage<float, float, float, float>> p(usual);
+    const tensor_view<const float, 3> weights(nullptr, {0, usual.heads, usual.modules});
+    const lora_batch<float> none{{nullptr, {0, usual.in(), usual.rank}},
+                                 {nullptr, {0, usual.rank, usual.out()}}};
+    CHECK_NOTHROW(mix_lora_forward(serial_executor{}, weights, p.inventory(), none));
+    const snapshot before = p.d_a.take_snapshot();
+    CHECK_NOTHROW(mix_lora_backward(serial_executor{}, weights, p.inventory(), none,
+                                    p.d_inventory(), tensor_view<float, 3>{}));
+    CHECK(p.d_a.unchanged_since(before));
+}

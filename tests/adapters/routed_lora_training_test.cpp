@@ -60,16 +60,16 @@ struct model {
     }
 
     template <class F>
-    void with_gate(F&& f) const {
+    void with_rule(F&& f) const {
         if (uniforms.values().empty())
-            f(sigmoid_gate{});
+            f(routing_rule{sigmoid_gate{}});
         else
-            f(gumbel_sigmoid_gate{uniforms.view(), temperature});
+            f(routing_rule{gumbel_sigmoid_gate{uniforms.view(), temperature}});
     }
 
     void forward(executor_ref executor) {
-        with_gate([&](const auto& gate) {
-            router_forward(executor, logits.const_view(), tasks.const_view(), gate, weights.view());
+        with_rule([&](const auto& rule) {
+            router_forward(executor, logits.const_view(), tasks.const_view(), rule, weights.view());
         });
         for (auto& layer : layers)
             routed_lora_forward(executor, plan, layer->x.view(), layer->inventory(),
@@ -84,8 +84,8 @@ struct model {
                                  weights.const_view(), layers[i]->scale, layers[i]->state(),
                                  d_y[i].view(), layers[i]->d_x.view(), layers[i]->d_inventory(),
                                  d_weights.view(), layers[i]->scratch());
-        with_gate([&](const auto& gate) {
-            router_backward(executor, logits.const_view(), tasks.const_view(), gate,
+        with_rule([&](const auto& rule) {
+            router_backward(executor, logits.const_view(), tasks.const_view(), rule,
                             d_weights.const_view(), d_logits.view());
         });
     }
@@ -112,8 +112,10 @@ struct oracle_model {
 
     complex loss() {
         tensor<complex, 3> weights(layers.front().weights.extents());
-        reference::router_forward<complex>(logits.view(), tasks.view(), uniforms.view(),
-                                           temperature, normaliser_epsilon, weights.view());
+        reference::routing_options<complex> options;
+        options.uniforms = uniforms.view();
+        options.temperature = temperature;
+        reference::router_forward<complex>(logits.view(), tasks.view(), options, weights.view());
         complex sum = 0;
         for (std::size_t i = 0; i < layers.size(); ++i) {
             layers[i].weights = weights;
@@ -312,7 +314,7 @@ TEST_CASE("a wrong gradient would be seen") {
     std::reverse(reversed.values().begin(), reversed.values().end());
     tensor<double, 3> d_logits(m.logits.extents());
     router_backward(serial_executor{}, m.logits.const_view(), m.tasks.const_view(),
-                    gumbel_sigmoid_gate{reversed.const_view(), temperature},
+                    routing_rule{gumbel_sigmoid_gate{reversed.const_view(), temperature}},
                     m.d_weights.const_view(), d_logits.view());
     CHECK_FALSE(agree(d_logits.view(), want));
 }

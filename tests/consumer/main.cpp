@@ -15,7 +15,8 @@ bool library_works() {
     const int tasks[] = {1};
     float weights[2] = {};
     mhr::router_forward(mhr::serial_executor{}, mhr::tensor_view<float, 3>(logits, {2, 1, 2}),
-                        mhr::tensor_view<const int, 1>(tasks, {1}), mhr::sigmoid_gate{},
+                        mhr::tensor_view<const int, 1>(tasks, {1}),
+                        mhr::routing_rule{mhr::sigmoid_gate{}},
                         mhr::tensor_view<float, 3>(weights, {1, 1, 2}));
     return plan.entries() == 2 && weights[0] == 1 && weights[1] < 1e-30F &&
            MHR_VERSION_MAJOR * 10000 + MHR_VERSION_MINOR * 100 + MHR_VERSION_PATCH ==

@@ -60,6 +60,10 @@ experiment_options tiny(unsigned threads) {
     options.rows_of_task = 4;
     options.few_shot_rows = 8;
     options.multi_task_rates = {1e-2, 3e-3};
+    options.alignment_measures = 2;
+    options.alignment_rows = 6;
+    options.further_steps = 3;
+    options.further_rates = {1e-2, 3e-3};
     options.few_shot_steps = {3};
     return options;
 }
@@ -75,10 +79,11 @@ TEST_CASE("an experiment has every number, and the same for every number of thre
     const results one = run(1);
     const results three = run(3);
 
-    // 13 methods, 2 numbers of words; 6 methods zero-shot; 2 seeds, 2 test languages.
+    // 13 methods, 2 numbers of words; zero-shot 6 methods, and 6 that are trained further; 2 seeds,
+    // 2 test languages.
     REQUIRE(one.methods.size() == 13);
-    REQUIRE(one.zero_shot_methods.size() == 6);
-    REQUIRE(one.adaptation.size() == (13 * 2 + 6) * 2 * 2);
+    REQUIRE(one.zero_shot_methods.size() == 6 + 6);
+    REQUIRE(one.adaptation.size() == (13 * 2 + 12) * 2 * 2);
     REQUIRE(three.adaptation.size() == one.adaptation.size());
     for (std::size_t i = 0; i < one.adaptation.size(); ++i) {
         const auto& a = one.adaptation[i];
@@ -91,9 +96,22 @@ TEST_CASE("an experiment has every number, and the same for every number of thre
     REQUIRE(one.fit.size() == 7 * 2 * 4);
     for (std::size_t i = 0; i < one.fit.size(); ++i)
         CHECK(one.fit[i].bits_per_character == three.fit[i].bits_per_character);
-    // Multi-task rates of 6 methods, few-shot settings of 13 for each number of words.
-    CHECK(one.settings.size() == 6 + 13 * 2);
+    // Rates of 6 methods of multi-task and 6 of further training, few-shot settings of 13 for each
+    // number of words.
+    CHECK(one.settings.size() == 6 + 6 + 13 * 2);
     CHECK(one.curves.size() == 6 * 2);
+    REQUIRE(one.alignment.size() == 6 * 2);
+    for (std::size_t i = 0; i < one.alignment.size(); ++i) {
+        const alignment_curve& curve = one.alignment[i];
+        CHECK(curve.step == std::vector<int>{2, 4});
+        CHECK(curve.overall == three.alignment[i].overall);
+        REQUIRE(curve.overall.size() == 2);
+        REQUIRE(curve.of_layers.size() == 3);
+        for (const auto& of_layer : curve.of_layers)
+            REQUIRE(of_layer.size() == 2);
+        for (const double cosine : curve.overall)
+            CHECK(std::abs(cosine) < 1);
+    }
     REQUIRE(one.routing.size() == 4);
     CHECK(one.routing[0].weights == three.routing[0].weights);
 }
@@ -140,8 +158,8 @@ TEST_CASE("the adapters' gradients are those of the loss") {
         value = static_cast<float>(random.uniform(-0.3, 0.3)); // B, too, is not zero
     activations state;
     const auto loss = [&] {
-        random_engine noise(9); // the same noise for every evaluation
-        adapters.begin(rows, &noise);
+        random_engine noise(9);              // the same noise for every evaluation
+        adapters.begin(rows, {&noise, 0.7}); // half annealed
         return host.forward(input, state, [&](int l, const auto& x, auto& y) {
             adapters.forward(l, x, y);
         }) / 24;

@@ -31,9 +31,18 @@ inline cross_task::results made_up_results(std::size_t seeds = 3) {
         {"MHR-mu h8", 19968, {3.456, 3.302, 3.150}},
         {"MHR-mu h32", 19968, {3.450, 3.300, 3.148}},
     };
-    const std::map<std::string, double> zero_shot = {
-        {"host", 4.184},    {"shared LoRA r16", 3.742}, {"shared LoRA r128", 3.734},
-        {"Poly-mu", 3.785}, {"MHR-mu h8", 3.789},       {"MHR-mu h32", 3.802}};
+    const std::map<std::string, double> zero_shot = {{"host", 4.184},
+                                                     {"shared LoRA r16", 3.742},
+                                                     {"shared LoRA r128", 3.734},
+                                                     {"Poly-mu", 3.785},
+                                                     {"MHR-mu h8", 3.789},
+                                                     {"MHR-mu h32", 3.802},
+                                                     {"shared LoRA r16, further", 3.735},
+                                                     {"shared LoRA r128, further", 3.730},
+                                                     {"Poly-mu, annealed", 3.770},
+                                                     {"MHR-mu h8, annealed", 3.765},
+                                                     {"MHR-mu h32, annealed", 3.760},
+                                                     {"MHR-mu h8, further", 3.740}};
     const std::map<std::string, double> fit = {{"host", 4.155},
                                                {"shared LoRA r16", 3.625},
                                                {"shared LoRA r128", 3.612},
@@ -77,8 +86,18 @@ inline cross_task::results made_up_results(std::size_t seeds = 3) {
     made.test_languages = {"pt", "da", "ga", "cs", "lt", "eu", "hu", "id", "sw", "ro"};
     for (const guess& one : guesses)
         made.methods.emplace_back(one.method);
-    made.zero_shot_methods = {"host",    "shared LoRA r16", "shared LoRA r128",
-                              "Poly-mu", "MHR-mu h8",       "MHR-mu h32"};
+    made.zero_shot_methods = {"host",
+                              "shared LoRA r16",
+                              "shared LoRA r128",
+                              "Poly-mu",
+                              "MHR-mu h8",
+                              "MHR-mu h32",
+                              "shared LoRA r16, further",
+                              "shared LoRA r128, further",
+                              "Poly-mu, annealed",
+                              "MHR-mu h8, annealed",
+                              "MHR-mu h32, annealed",
+                              "MHR-mu h8, further"};
     made.fit_methods = {"host", "shared LoRA r16", "shared LoRA r128", "random routing",
                         "Poly", "MHR h8",          "MHR h32"};
 
@@ -114,6 +133,14 @@ inline cross_task::results made_up_results(std::size_t seeds = 3) {
                                                    0.01 * random.normal());
             }
             made.curves.push_back(curve);
+            alignment_curve alignment{method, seed, curve.step, {}, {{}, {}, {}}};
+            const double level = 0.1 * (3.7 - fit.at(method));
+            for (std::size_t i = 0; i < curve.step.size(); ++i) {
+                alignment.overall.push_back(level + 0.01 * random.normal());
+                for (auto& of_layer : alignment.of_layers)
+                    of_layer.push_back(level + 0.02 * random.normal());
+            }
+            made.alignment.push_back(alignment);
         }
     }
 

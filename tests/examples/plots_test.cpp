@@ -106,7 +106,8 @@ TEST_CASE("plots: scripts, data and pictures, for one seed and for several") {
             CHECK_FALSE(drawn.title.empty());
             CHECK_FALSE(drawn.caption.empty());
         }
-        CHECK(files.size() == 6);
+        CHECK(files.size() == 7);
+        CHECK(files.count("plots/gradient_alignment.png") == 1);
         CHECK(files.count("plots/routing_mhr_h8.png") == 1);
         const std::string script = text_of(folder.path() / "plots/bits_against_parameters.gp");
         CHECK(contains(script, "'MHR-mu h32'"));
@@ -121,6 +122,9 @@ TEST_CASE("plots: results that do not fit together are errors") {
     const auto program = make_program(folder, "touch \"plots/${4%.gp}.png\"");
     results of = made_up_results(2);
     of.curves.back().step.back() += 1;
+    CHECK_THROWS_AS(draw_pictures(program, folder.path(), of), std::runtime_error);
+    of = made_up_results(2);
+    of.alignment.back().overall.pop_back();
     CHECK_THROWS_AS(draw_pictures(program, folder.path(), of), std::runtime_error);
 
     routing_map map = of.routing.front();

@@ -93,7 +93,7 @@ TEST_CASE("report: every claim is about methods of the results") {
     for (const claim& about : paper_claims()) {
         const auto& methods = about.in == section::few_shot    ? of.methods
                               : about.in == section::zero_shot ? of.zero_shot_methods
-                                                               : of.fit_methods;
+                                                               : of.fit_methods; // or alignment
         CHECK(std::count(methods.begin(), methods.end(), about.first) == 1);
         CHECK(std::count(methods.begin(), methods.end(), about.second) == 1);
     }
@@ -103,8 +103,9 @@ TEST_CASE("report: the tables are printed") {
     std::ostringstream to;
     print_tables(to, made_up_results());
     for (const char* part :
-         {"Few-shot adaptation", "Zero-shot", "Fit of the training", "Claims of the paper",
-          "159,744", "512 words", "MHR-mu h32 vs shared LoRA r16", "first better", "second better",
+         {"Few-shot adaptation", "Zero-shot", "Fit of the training", "Gradient alignment",
+          "Claims of the paper", "MHR-mu h8, annealed vs shared LoRA r16, further", "159,744",
+          "512 words", "MHR-mu h32 vs shared LoRA r16", "first better", "second better",
           "within 2 standard errors", "30 of 30"})
         CHECK_MESSAGE(contains(to.str(), part), part);
     CHECK_FALSE(contains(to.str(), "n/a"));
@@ -148,6 +149,11 @@ TEST_CASE("report: the files") {
     CHECK(contains(numbers, "\nzero-shot,host,0,0,pt,"));
     CHECK(contains(numbers, "\nfit,host,0,,it,0.30000000000000004,,\n")); // all digits
     CHECK(count(numbers, '\n') == static_cast<long>(1 + of.adaptation.size() + of.fit.size()));
+
+    const std::string cosines = text_of(folder.path() / "new" / "alignment.csv");
+    CHECK(contains(cosines, "method,seed,step,all_layers,layer_1,layer_2,layer_3\n"));
+    CHECK(contains(cosines, "\nMHR h8,2,1000,"));
+    CHECK(count(cosines, '\n') == static_cast<long>(1 + of.alignment.size() * 40));
 
     const std::string settings = text_of(folder.path() / "new" / "settings.csv");
     CHECK(contains(settings, "method,words,rate,steps,development_bits\n\"a \"\"b\"\", c\",32,"));

@@ -51,10 +51,10 @@ TEST_CASE("statistics: differences are paired by seed and language") {
     CHECK(found.mean == doctest::Approx(-0.25));
     REQUIRE(found.standard_error);
     CHECK(*found.standard_error == doctest::Approx(0.5 / std::sqrt(3.0)));
-    CHECK(found.wins == 4); // one tie
+    CHECK(found.lower == 4); // one tie
     CHECK(found.pairs == 6);
     CHECK(compare(b, a).mean == doctest::Approx(0.25));
-    CHECK(compare(b, a).wins == 1);
+    CHECK(compare(b, a).lower == 1);
 }
 
 TEST_CASE("statistics: a single seed has no deviation") {
@@ -104,4 +104,30 @@ TEST_CASE("statistics: the cost of an adaptation") {
     CHECK_THROWS_AS(adaptation_cost(of, "a", 9), std::runtime_error);
     of.adaptation.front().trained_parameters = 25;
     CHECK_THROWS_AS(adaptation_cost(of, "a", 8), std::runtime_error);
+}
+
+TEST_CASE("statistics: alignment is averaged over steps, then seeds; layers are apart") {
+    results of;
+    of.seeds = {1, 2};
+    of.alignment = {{"a", 2, {10, 20}, {0.5, 0.7}, {{0.1, 0.3}, {0.2, 0.2}}},
+                    {"a", 1, {10, 20}, {0.1, 0.3}, {{0.0, 0.0}, {0.4, 0.6}}}};
+    const summary all = summarise(scores::of_alignment(of, "a"));
+    CHECK(all.mean == doctest::Approx(0.4));
+    CHECK(all.of_seeds[0] == doctest::Approx(0.2)); // the order of the seeds
+    CHECK(summarise(scores::of_alignment(of, "a", 0)).mean == doctest::Approx(0.1));
+    CHECK(summarise(scores::of_alignment(of, "a", 1)).mean == doctest::Approx(0.35));
+    CHECK_THROWS_AS(scores::of_alignment(of, "b"), std::runtime_error);
+
+    const results good = of;
+    of.alignment.push_back(of.alignment.front());
+    CHECK_THROWS_AS(scores::of_alignment(of, "a"), std::runtime_error);
+    of = good;
+    of.alignment.pop_back();
+    CHECK_THROWS_AS(scores::of_alignment(of, "a"), std::runtime_error);
+    of = good;
+    of.alignment.front().overall.pop_back();
+    CHECK_THROWS_AS(scores::of_alignment(of, "a"), std::runtime_error);
+    of = good;
+    of.alignment.front().overall.front() = std::numeric_limits<double>::quiet_NaN();
+    CHECK_THROWS_AS(scores::of_alignment(of, "a"), std::runtime_error);
 }

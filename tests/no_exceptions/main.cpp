@@ -48,7 +48,7 @@ void check_numbers() {
     workspace taken = memory;
     const auto state = take_routed_lora_state<float>(taken, plan, shape_of(inventory));
 
-    router_forward(executor, logits_view, plan.tasks(), sigmoid_gate{}, weights_view);
+    router_forward(executor, logits_view, plan.tasks(), routing_rule{sigmoid_gate{}}, weights_view);
     routed_lora_forward(executor, plan, x_view, inventory, weights_view, scale,
                         tensor_view<float, 2>(y.data(), {1, 1}), state);
     // Equal weights: A = ((2, 4) + (0, 2)) / 2 = (1, 3), B = (6 + 2) / 2 = 4,
@@ -68,8 +68,8 @@ void check_numbers() {
         tensor_view<const float, 2>(d_y.data(), {1, 1}), tensor_view<float, 2>(d_x.data(), {1, 2}),
         lora_inventory<float>{{d_a.data(), {1, 2, 2, 1}}, {d_b.data(), {1, 2, 1, 1}}},
         d_weights_view, scratch);
-    router_backward(executor, logits_view, plan.tasks(), sigmoid_gate{}, d_weights_view,
-                    tensor_view<float, 3>(d_logits.data(), {1, 1, 2}));
+    router_backward(executor, logits_view, plan.tasks(), routing_rule{sigmoid_gate{}},
+                    d_weights_view, tensor_view<float, 3>(d_logits.data(), {1, 1, 2}));
     // d_hidden = 4 / 2 = 2: d_x = 2 A, d_A = 2 x = (2, 4), d_B = 7 / 2, half of each for a module.
     expect(d_x == std::array<float, 2>{2, 6}, "d_x");
     expect(d_a == std::array<float, 4>{1, 2, 1, 2}, "d_inventory.a");
@@ -77,6 +77,46 @@ void check_numbers() {
     // (2, 4) (2, 4) + 7/2 6 = 41, (2, 4) (0, 2) + 7/2 2 = 15; their mean is 28, slopes are 1/4.
     expect(d_weights == std::array<float, 2>{41, 15}, "d_weights");
     expect(d_logits == std::array<float, 2>{3.25F, -3.25F}, "d_logits");
+}
+
+// The classes that own memory, and what else the library has beside LoRA.
+void check_the_rest() {
+    const serial_executor executor;
+    logits_table<float> table(1, 2);
+    table.add_task(zero_row{});
+    expect(table.add_task(copied_row{0}) == 1, "the second task");
+
+    batch_plan plan;
+    plan.assign_single_task(2);
+    std::array<float, 2> weights{};
+    const tensor_view<float, 3> weights_view(weights.data(), {1, 1, 2});
+    router_forward(executor, table.view(), plan.tasks(),
+                   routing_rule{shared_module_gate{sigmoid_gate{}}, softmax_normaliser{1}},
+                   weights_view);
+    expect(weights == std::array<float, 2>{0, 1}, "weights of the shared module");
+
+    const std::array<float, 2> scales{2, 3}; // two modules, one feature
+    std::array<float, 2> x{4, 5};
+    std::array<float, 1> state{};
+    routed_ia3_forward(executor, plan, tensor_view<const float, 2>(x.data(), {2, 1}),
+                       tensor_view<const float, 3>(scales.data(), {1, 2, 1}), weights_view,
+                       tensor_view<float, 2>(x.data(), {2, 1}),
+                       tensor_view<float, 2>(state.data(), {1, 1}));
+    expect(x == std::array<float, 2>{12, 15}, "x rescaled in place");
+
+    const std::array<float, 2> a{1, 2}, b{3, 4};
+    const lora_inventory<const float> inventory{{a.data(), {1, 2, 1, 1}}, {b.data(), {1, 2, 1, 1}}};
+    mixed_lora_cache<float> cache(shape_of(inventory), 1);
+    const auto mixed = cache.get(executor, plan, weights_view, inventory, 7);
+    expect(mixed.a(0, 0, 0) == 2 && mixed.b(0, 0, 0) == 4, "the mixed adapter");
+
+    std::array<double, 4> similarity{};
+    std::array<index_t, 2> order{};
+    const std::array<float, 4> of_tasks{1, 0, 1, 1};
+    const tensor_view<double, 2> similarity_view(similarity.data(), {2, 2});
+    task_similarity(tensor_view<const float, 3>(of_tasks.data(), {2, 1, 2}), similarity_view);
+    clustering_order(similarity_view, tensor_view<index_t, 1>(order.data(), {2}));
+    expect(order == std::array<index_t, 2>{0, 1}, "the order of the tasks");
 }
 
 int handler_calls = 0;
@@ -98,6 +138,7 @@ extern "C" void on_abort(int) {
 
 int main() {
     check_numbers();
+    check_the_rest();
 
     expect(set_error_handler(handler_that_returns) == nullptr, "there was no handler before");
     std::signal(SIGABRT, on_abort);

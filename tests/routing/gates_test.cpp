@@ -20,6 +20,8 @@ using namespace mhr::test;
 
 namespace {
 
+constexpr gate_position origin{0, 0, 0, 1};
+
 // Value and slope of a gate at one logit, and one uniform.
 template <class A>
 struct sample {
@@ -29,13 +31,13 @@ struct sample {
 
 template <class A>
 sample<A> sigmoid_at(A logit) {
-    return {sigmoid_gate{}.value(logit, 0, 0, 0), sigmoid_gate{}.slope(logit, 0, 0, 0)};
+    return {sigmoid_gate{}.value(logit, origin), sigmoid_gate{}.slope(logit, origin)};
 }
 
 template <class U, class A>
 sample<A> gumbel_at(A logit, U uniform, double temperature) {
     const gumbel_sigmoid_gate gate{tensor_view<const U, 3>(&uniform, {1, 1, 1}), temperature};
-    return {gate.value(logit, 0, 0, 0), gate.slope(logit, 0, 0, 0)};
+    return {gate.value(logit, origin), gate.slope(logit, origin)};
 }
 
 template <class A>
@@ -132,8 +134,10 @@ TEST_CASE_TEMPLATE("gumbel-sigmoid agrees with the formula", A, MHR_TEST_ACCUMUL
         CAPTURE(temperature);
         const auto su = static_cast<S>(u);
         const auto st = static_cast<S>(static_cast<A>(temperature));
-        const S argument = reference::gate_argument(
-            static_cast<S>(logit), tensor_view<const S, 3>(&su, {1, 1, 1}), st, 0, 0, 0);
+        reference::routing_options<S> options;
+        options.uniforms = {&su, {1, 1, 1}};
+        options.temperature = st;
+        const S argument = reference::gate_argument(options, static_cast<S>(logit), 0, 0, 0);
         const S s = reference::sigmoid(argument);
         const double terms =
             static_cast<double>((std::abs(static_cast<S>(logit)) + std::abs(std::log(su)) +
@@ -196,12 +200,11 @@ TEST_CASE("each weight takes its own uniform, in every layout") {
         guarded_buffer<float, 3> uniforms({2, 3, 4}, order);
         random_source(1).fill(uniforms.view(), 0.1, 0.9);
         const gumbel_sigmoid_gate gate{uniforms.const_view(), 0.5};
-        for_each_position(std::array<index_t, 3>{2, 3, 4}, [&](const position<3>& at) {
-            const index_t n = at[0];
-            const index_t h = at[1];
-            const index_t m = at[2];
-            CHECK(gate.value(0.25F, n, h, m) == gumbel_at(0.25F, uniforms(n, h, m), 0.5).value);
-            CHECK(gate.slope(0.25F, n, h, m) == gumbel_at(0.25F, uniforms(n, h, m), 0.5).slope);
+        for_each_position(std::array<index_t, 3>{2, 3, 4}, [&](const position<3>& where) {
+            const auto [n, h, m] = where;
+            const gate_position at{n, h, m, 4};
+            CHECK(gate.value(0.25F, at) == gumbel_at(0.25F, uniforms(n, h, m), 0.5).value);
+            CHECK(gate.slope(0.25F, at) == gumbel_at(0.25F, uniforms(n, h, m), 0.5).slope);
         });
     }
 }
@@ -239,4 +242,45 @@ TEST_CASE("a temperature that is 0 in f32 is refused, or gives numbers all the s
         refused = true;
     }
     CHECK((refused || is_sound(gumbel_at(0.F, u, 1e-60))));
+}
+
+TEST_CASE_TEMPLATE("straight-through: the rounded sigmoid with the slope of the sigmoid", A,
+                   MHR_TEST_ACCUMULATORS) {
+    const straight_through_gate gate;
+    constexpr A epsilon = std::numeric_limits<A>::epsilon();
+    random_source random(59);
+    for (int i = 0; i < 500; ++i) {
+        const A logit = static_cast<A>(std::ldexp(random.uniform(-1, 1), i % 8));
+        CAPTURE(logit);
+        if (std::abs(logit) < 8 * epsilon) continue;
+        CHECK(gate.value(logit, origin) == (logit > 0 ? 1 : 0));
+        CHECK(gate.slope(logit, origin) == sigmoid_at(logit).slope);
+    }
+    // Half to even: a sigmoid of 1/2, or one that rounds to it, is off.
+    for (A off : {A(0), A(-0.0), epsilon / 4, epsilon / 16, A(1e-30),
+                  std::numeric_limits<A>::denorm_min(), -epsilon, -epsilon / 4, A(-1e-30)}) {
+        CAPTURE(off);
+        CHECK(gate.value(off, origin) == 0);
+        CHECK_FALSE(std::signbit(gate.value(off, origin)));
+        CHECK(gate.slope(off, origin) == A(0.25));
+    }
+    for (A on : {8 * epsilon, A(1e-3), A(40), A(1e30), std::numeric_limits<A>::infinity()}) {
+        CAPTURE(on);
+        CHECK(gate.value(on, origin) == 1);
+        CHECK(gate.value(-on, origin) == 0);
+        CHECK(gate.slope(on, origin) == gate.slope(-on, origin));
+        CHECK(std::isfinite(gate.slope(on, origin)));
+    }
+    CHECK(std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin)));
+    CHECK_NOTHROW(gate.check("f", 2, 3, 4));
+}
+
+TEST_CASE_TEMPLATE("the identity gives the logit, with slope 1", A, MHR_TEST_ACCUMULATORS) {
+    const identity_gate gate;
+    for (A logit : {A(0), A(-3.25), A(1e30), std::numeric_limits<A>::infinity()}) {
+        CHECK(gate.value(logit, origin) == logit);
+        CHECK(gate.slope(logit, origin) == 1);
+    }
+    CHECK(std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin)));
+    CHECK_NOTHROW(gate.check("f", 2, 3, 4));
 }

@@ -4,8 +4,10 @@
 
 #include <doctest/doctest.h>
 
+#include <mhr/routing/gate_wrappers.hpp>
 #include <mhr/routing/router.hpp>
 
+#include "support/bad_arguments.hpp"
 #include "support/bad_views.hpp"
 #include "support/error_check.hpp"
 #include "support/guarded_buffer.hpp"
@@ -22,12 +24,13 @@ struct call {
     double temperature = 1;
 
     void forward() const {
-        router_forward(serial_executor{}, logits, tasks, gumbel_sigmoid_gate{uniforms, temperature},
-                       weights);
+        router_forward(serial_executor{}, logits, tasks,
+                       routing_rule{gumbel_sigmoid_gate{uniforms, temperature}}, weights);
     }
     void backward() const {
         router_backward(serial_executor{}, logits, tasks,
-                        gumbel_sigmoid_gate{uniforms, temperature}, d_weights, d_logits);
+                        routing_rule{gumbel_sigmoid_gate{uniforms, temperature}}, d_weights,
+                        d_logits);
     }
 };
 
@@ -144,8 +147,87 @@ TEST_CASE_FIXTURE(fixture, "unsigned ids beyond the signed range are refused") {
         "router_forward", "tasks",
         [&] {
             router_forward(serial_executor{}, good.logits,
-                           tensor_view<const std::uint64_t, 1>(wrong.data(), {3}), sigmoid_gate{},
-                           good.weights);
+                           tensor_view<const std::uint64_t, 1>(wrong.data(), {3}),
+                           routing_rule{sigmoid_gate{}}, good.weights);
         },
         weights));
+}
+
+namespace {
+
+// Both functions with any rule on the good arguments.
+template <class Gate, class Normaliser>
+void both_refuse_rule(fixture& f, const char* argument,
+                      const routing_rule<Gate, Normaliser>& rule) {
+    CHECK(refuses(
+        "router_forward", argument,
+        [&] {
+            router_forward(serial_executor{}, f.good.logits, f.good.tasks, rule, f.good.weights);
+        },
+        f.weights, f.d_logits));
+    CHECK(refuses(
+        "router_backward", argument,
+        [&] {
+            router_backward(serial_executor{}, f.good.logits, f.good.tasks, rule, f.good.d_weights,
+                            f.good.d_logits);
+        },
+        f.weights, f.d_logits));
+}
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+
+} // namespace
+
+TEST_CASE_FIXTURE(fixture, "annealing outside of 0 to 1 is refused") {
+    for (double bad : {-1e-9, 1 + 1e-9, -infinity, infinity, not_a_number}) {
+        CAPTURE(bad);
+        both_refuse_rule(*this, "rule.annealing",
+                         routing_rule{sigmoid_gate{}, sum_normaliser{}, bad});
+        both_refuse_rule(*this, "rule.annealing",
+                         routing_rule{identity_gate{}, softmax_normaliser{2}, bad});
+    }
+    for (double fine : {0.0, -0.0, 1e-300, 1.0})
+        CHECK_NOTHROW(router_forward(serial_executor{}, good.logits, good.tasks,
+                                     routing_rule{sigmoid_gate{}, sum_normaliser{}, fine},
+                                     good.weights));
+}
+
+TEST_CASE_FIXTURE(fixture, "numbers of modules to keep below 1 are refused") {
+    for (index_t bad : {index_t{0}, index_t{-1}, std::numeric_limits<index_t>::min()})
+        both_refuse_rule(*this, "normaliser.kept",
+                         routing_rule{identity_gate{}, softmax_normaliser{bad}});
+}
+
+TEST_CASE_FIXTURE(fixture, "the arguments of gates are refused through all wrappers") {
+    guarded_buffer<bool, 3> keep({3, 2, 4});
+    keep.fill(true);
+    const noisy_gate noisy{sigmoid_gate{}, good.uniforms, 1};
+    for (const auto& wrong : bad_as_input(good.uniforms)) {
+        CAPTURE(wrong.what);
+        const auto bad = wrong.view;
+        both_refuse_rule(*this, "gate.noise", routing_rule{noisy_gate{sigmoid_gate{}, bad, 1}});
+        both_refuse_rule(*this, "gate.uniforms",
+                         routing_rule{shared_module_gate{
+                             dropout_gate{gumbel_sigmoid_gate{bad, 1}, keep.const_view(), 0.5}}});
+    }
+    for (const auto& wrong : bad_as_input(keep.view())) {
+        CAPTURE(wrong.what);
+        const auto bad = wrong.view;
+        both_refuse_rule(*this, "gate.keep",
+                         routing_rule{shared_module_gate{dropout_gate{noisy, bad, 0.5}},
+                                      average_correction_normaliser{}});
+    }
+    for (double bad : {-1e-9, 1.0, -infinity, infinity, not_a_number}) {
+        CAPTURE(bad);
+        both_refuse_rule(
+            *this, "gate.probability",
+            routing_rule{shared_module_gate{dropout_gate{noisy, keep.const_view(), bad}}});
+    }
+    for (double bad : {-infinity, infinity, not_a_number, 1e39}) {
+        CAPTURE(bad);
+        both_refuse_rule(
+            *this, "gate.scale",
+            routing_rule{noisy_gate{identity_gate{}, good.uniforms, bad}, softmax_normaliser{2}});
+    }
 }

@@ -9,14 +9,13 @@
 
 #include <doctest/doctest.h>
 
-#include <mhr/reference/routing.hpp>
 #include <mhr/routing/router.hpp>
 
 #include "support/comparison.hpp"
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/random_tensor.hpp"
-#include "support/routing_magnitudes.hpp"
+#include "support/routing_problem.hpp"
 #include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
 #include "support/thread_executor.hpp"
@@ -26,142 +25,38 @@ using namespace mhr::test;
 
 namespace {
 
-// Storage types of logits, uniforms, weights (and their gradients).
-template <class Logits, class Uniforms, class Weights>
-struct storage {
-    using L = Logits;
-    using U = Uniforms;
-    using W = Weights;
-};
-
-// A table of 5 tasks, and batches that repeat some, leave some out, and are longer than the table.
+// Batches that repeat tasks, leave some out, and are longer than the table.
 const std::vector<std::vector<index_t>> task_lists{
     {3}, {4, 0, 2}, {1, 1, 1}, {0, 4, 0, 2, 4, 0, 2}, {}};
-constexpr index_t table_tasks = 5;
-
-// Roundings allowed: one for every module in a sum of gates, and those of gates and quotient.
-double forward_roundings(index_t modules) {
-    return static_cast<double>(modules) + 10;
-}
-double backward_roundings(index_t modules, std::size_t entries) {
-    return 2 * static_cast<double>(modules) + 20 + static_cast<double>(entries);
-}
-
-// The arguments of both functions, in guarded memory of one layout, and what the oracle says.
-template <class Types>
-struct problem {
-    using L = typename Types::L;
-    using U = typename Types::U;
-    using W = typename Types::W;
-    using S = oracle_t<L, W>;
-
-    problem(const std::vector<index_t>& tasks_of_batch, index_t heads, index_t modules, bool noise,
-            layout order, double logit_scale = 2)
-        : task_list(tasks_of_batch), noisy(noise), logits({table_tasks, heads, modules}, order),
-          uniforms({entries(), heads, modules}, order),
-          d_weights({entries(), heads, modules}, order),
-          weights({entries(), heads, modules}, order),
-          d_logits({table_tasks, heads, modules}, order) {
-        random_source random(43);
-        random.fill(logits.view(), logit_scale);
-        random.fill(uniforms.view(), 0.05, 0.95);
-        random.fill(d_weights.view());
-        random.fill(d_logits.view());
-    }
-
-    [[nodiscard]] index_t entries() const { return static_cast<index_t>(task_list.size()); }
-    [[nodiscard]] tensor_view<const index_t, 1> tasks() const {
-        return {task_list.data(), {entries()}};
-    }
-
-    void forward(executor_ref executor) {
-        if (noisy)
-            router_forward(executor, logits.const_view(), tasks(), noisy_gate(), weights.view());
-        else
-            router_forward(executor, logits.const_view(), tasks(), sigmoid_gate{}, weights.view());
-    }
-    void backward(executor_ref executor) {
-        if (noisy)
-            router_backward(executor, logits.const_view(), tasks(), noisy_gate(),
-                            d_weights.const_view(), d_logits.view());
-        else
-            router_backward(executor, logits.const_view(), tasks(), sigmoid_gate{},
-                            d_weights.const_view(), d_logits.view());
-    }
-    gumbel_sigmoid_gate<const U> noisy_gate() const { return {uniforms.const_view(), temperature}; }
-
-    // The oracle reads the stored values, one precision higher.
-    [[nodiscard]] comparison check_forward() {
-        const auto z = copy_as<S>(logits.view());
-        const auto u = copy_as<S>(uniforms.view());
-        tensor<S, 3> want(weights.view().extents());
-        reference::router_forward(z.const_view(), tasks(), noise_of(u), S(temperature), epsilon,
-                                  want.view());
-        return compare(
-            weights.view(), want.view(),
-            weight_magnitudes(z.const_view(), tasks(), noise_of(u), S(temperature), epsilon).view(),
-            within<accumulator_t<L, W>>(forward_roundings(z.extents()[2])));
-    }
-    [[nodiscard]] comparison check_backward(const tensor<S, 3>& before) {
-        const auto z = copy_as<S>(logits.view());
-        const auto u = copy_as<S>(uniforms.view());
-        const auto d = copy_as<S>(d_weights.view());
-        tensor<S, 3> want = before;
-        reference::router_backward(z.const_view(), tasks(), noise_of(u), S(temperature), epsilon,
-                                   d.const_view(), want.view());
-        auto magnitudes = logit_gradient_magnitudes(z.const_view(), tasks(), noise_of(u),
-                                                    S(temperature), epsilon, d.const_view());
-        for (std::size_t i = 0; i < before.values().size(); ++i)
-            magnitudes.values()[i] += std::abs(before.values()[i]);
-        // A gradient of a narrower type is rounded every time that its task is added to.
-        using A = accumulator_t<L, W>;
-        const double widening = epsilon_of<L>() / epsilon_of<A>();
-        const double extra = widening > 1 ? (static_cast<double>(entries()) + 1) * widening : 0;
-        return compare(d_logits.view(), want.view(), magnitudes.view(),
-                       within<A>(backward_roundings(z.extents()[2], task_list.size()) + extra));
-    }
-    tensor_view<const S, 3> noise_of(const tensor<S, 3>& u) const {
-        return noisy ? u.view() : tensor_view<const S, 3>{};
-    }
-
-    static constexpr double temperature = 0.75; // a number that every type can hold
-    static constexpr S epsilon = static_cast<S>(1e-12);
-    std::vector<index_t> task_list;
-    bool noisy;
-    guarded_buffer<L, 3> logits;
-    guarded_buffer<U, 3> uniforms;
-    guarded_buffer<W, 3> d_weights;
-    guarded_buffer<W, 3> weights;
-    guarded_buffer<L, 3> d_logits;
-};
 
 struct sizes {
     index_t heads, modules;
 };
 
-using f32_problem = problem<storage<float, float, float>>;
+using f32_problem = routing_problem<routing_storage<float, float, float>>;
 
 } // namespace
 
 TEST_CASE_TEMPLATE("weights and gradients agree with the oracle", Types,
-                   storage<double, double, double>, storage<float, float, float>,
-                   storage<Eigen::bfloat16, float, float>,
-                   storage<float, Eigen::bfloat16, Eigen::bfloat16>,
-                   storage<Eigen::half, Eigen::half, Eigen::half>,
-                   storage<Eigen::half, float, Eigen::bfloat16>, storage<float, float, double>) {
-    using S = typename problem<Types>::S;
+                   routing_storage<double, double, double>, routing_storage<float, float, float>,
+                   routing_storage<Eigen::bfloat16, float, float>,
+                   routing_storage<float, Eigen::bfloat16, Eigen::bfloat16>,
+                   routing_storage<Eigen::half, Eigen::half, Eigen::half>,
+                   routing_storage<Eigen::half, float, Eigen::bfloat16>,
+                   routing_storage<float, float, double>) {
+    using S = typename routing_problem<Types>::S;
     double worst_forward = 0;
     double worst_backward = 0;
     for (layout order : all_layouts)
         for (const auto& tasks : task_lists)
             for (const sizes& s : {sizes{1, 1}, {1, 8}, {3, 7}, {16, 1}, {2, 37}})
-                for (bool noise : {false, true}) {
+                for (const rule_choice& rule : {plain, gumbel}) {
                     CAPTURE(name_of(order));
                     CAPTURE(tasks.size());
                     CAPTURE(s.heads);
                     CAPTURE(s.modules);
-                    CAPTURE(noise);
-                    problem<Types> p(tasks, s.heads, s.modules, noise, order);
+                    CAPTURE(rule.name());
+                    routing_problem<Types> p(tasks, s.heads, s.modules, rule, order);
                     const tensor<S, 3> before = copy_as<S>(p.d_logits.view());
                     p.forward(serial_executor{});
                     p.backward(serial_executor{});
@@ -182,7 +77,7 @@ TEST_CASE_TEMPLATE("weights and gradients agree with the oracle", Types,
 }
 
 TEST_CASE("the comparison reports planted bugs") {
-    f32_problem p({3, 0, 3}, 2, 5, true, layout::row_major);
+    f32_problem p({3, 0, 3}, 2, 5, gumbel, layout::row_major);
     const auto before = copy_as<double>(p.d_logits.view());
     p.forward(serial_executor{});
     p.backward(serial_executor{});
@@ -200,27 +95,28 @@ TEST_CASE("the comparison reports planted bugs") {
     REQUIRE(p.check_forward());
 
     // An entry counted twice; a gradient that overwrites; a gate without its noise.
-    router_backward(serial_executor{}, p.logits.const_view(), p.tasks().block(0, 2, 1),
-                    gumbel_sigmoid_gate{p.uniforms.const_view().block(0, 2, 1), p.temperature},
-                    p.d_weights.const_view().block(0, 2, 1), p.d_logits.view());
+    router_backward(
+        serial_executor{}, p.logits.const_view(), p.tasks().block(0, 2, 1),
+        routing_rule{gumbel_sigmoid_gate{p.uniforms.const_view().block(0, 2, 1), p.temperature}},
+        p.d_weights.const_view().block(0, 2, 1), p.d_logits.view());
     CHECK_FALSE(p.check_backward(before));
-    f32_problem q({3, 0, 3}, 2, 5, true, layout::row_major);
+    f32_problem q({3, 0, 3}, 2, 5, gumbel, layout::row_major);
     q.d_logits.fill(0);
     q.backward(serial_executor{});
     CHECK_FALSE(q.check_backward(before));
-    q.noisy = false;
+    q.rule = plain;
     q.forward(serial_executor{});
-    q.noisy = true;
+    q.rule = gumbel;
     CHECK_FALSE(q.check_forward());
 }
 
 TEST_CASE("the gradient is that of the kernel, by finite differences") {
-    for (bool noise : {false, true})
+    for (const rule_choice& rule : {plain, gumbel})
         for (int power : {-3, 0, 3}) {
-            CAPTURE(noise);
+            CAPTURE(rule.name());
             CAPTURE(power);
-            problem<storage<double, double, double>> p({2, 0, 4, 2}, 3, 5, noise, layout::row_major,
-                                                       std::ldexp(1.0, power));
+            routing_problem<routing_storage<double, double, double>> p(
+                {2, 0, 4, 2}, 3, 5, rule, layout::row_major, std::ldexp(1.0, power));
             p.d_logits.fill(0);
             p.backward(serial_executor{});
             const auto differences = central_difference_gradient(
@@ -242,7 +138,7 @@ TEST_CASE("the gradient is that of the kernel, by finite differences") {
 
 TEST_CASE("the result does not depend on executor, threads or shares, to the last bit") {
     const std::vector<index_t> tasks{0, 4, 0, 2, 4, 0, 2, 1, 1, 3};
-    f32_problem want(tasks, 7, 5, true, layout::row_major);
+    f32_problem want(tasks, 7, 5, gumbel, layout::row_major);
     want.forward(serial_executor{});
     want.backward(serial_executor{});
     const auto check = [&](f32_problem& got) {
@@ -253,14 +149,14 @@ TEST_CASE("the result does not depend on executor, threads or shares, to the las
     };
     for_each_executor([&](const executor_ref& executor, const std::string& name) {
         CAPTURE(name);
-        f32_problem got(tasks, 7, 5, true, layout::padded);
+        f32_problem got(tasks, 7, 5, gumbel, layout::padded);
         got.forward(executor);
         got.backward(executor);
         check(got);
     });
     for (index_t nth : {1, 2, 3, 20}) {
         CAPTURE(nth);
-        f32_problem got(tasks, 7, 5, true, layout::padded);
+        f32_problem got(tasks, 7, 5, gumbel, layout::padded);
         for_each_share(nth, [&](const executor_ref& executor) { got.forward(executor); });
         for_each_share(nth, [&](const executor_ref& executor) { got.backward(executor); });
         check(got);
@@ -269,12 +165,12 @@ TEST_CASE("the result does not depend on executor, threads or shares, to the las
 
 TEST_CASE("the layout does not change the result") {
     const std::vector<index_t> tasks{0, 4, 0, 2};
-    f32_problem want(tasks, 3, 5, true, layout::row_major);
+    f32_problem want(tasks, 3, 5, gumbel, layout::row_major);
     want.forward(serial_executor{});
     want.backward(serial_executor{});
     for (layout order : all_layouts) {
         CAPTURE(name_of(order));
-        f32_problem got(tasks, 3, 5, true, order);
+        f32_problem got(tasks, 3, 5, gumbel, order);
         got.forward(serial_executor{});
         got.backward(serial_executor{});
         CHECK(compare_bitwise(got.weights.view(), want.weights.view()));
@@ -290,12 +186,13 @@ TEST_CASE("inputs may repeat one element by strides of 0") {
     const std::array<index_t, 3> none{0, 0, 0};
     const tensor_view<const float, 3> logits(&logit, {2, 2, 4}, none);
     const tensor_view<const int, 1> tasks(&task, {3}, {0});
-    const gumbel_sigmoid_gate gate{tensor_view<const float, 3>(&u, {3, 2, 4}, none), 1};
+    const routing_rule rule{
+        gumbel_sigmoid_gate{tensor_view<const float, 3>(&u, {3, 2, 4}, none), 1}};
     guarded_buffer<float, 3> weights({3, 2, 4});
     guarded_buffer<float, 3> d_logits({2, 2, 4});
     d_logits.fill(0);
-    router_forward(serial_executor{}, logits, tasks, gate, weights.view());
-    router_backward(serial_executor{}, logits, tasks, gate,
+    router_forward(serial_executor{}, logits, tasks, rule, weights.view());
+    router_backward(serial_executor{}, logits, tasks, rule,
                     tensor_view<const float, 3>(&d_weight, {3, 2, 4}, none), d_logits.view());
     for_each_position(std::array<index_t, 3>{3, 2, 4},
                       [&](const position<3>& at) { CHECK(element(weights.view(), at) == 0.25F); });
@@ -306,7 +203,7 @@ TEST_CASE("inputs may repeat one element by strides of 0") {
 }
 
 TEST_CASE("weights of a head are positive and sum to 1; equal logits give equal weights") {
-    f32_problem p({0, 1, 2, 3, 4}, 4, 9, true, layout::row_major, 30);
+    f32_problem p({0, 1, 2, 3, 4}, 4, 9, gumbel, layout::row_major, 30);
     p.forward(serial_executor{});
     for (index_t n = 0; n < 5; ++n)
         for (index_t h = 0; h < 4; ++h) {
@@ -318,7 +215,7 @@ TEST_CASE("weights of a head are positive and sum to 1; equal logits give equal 
             CHECK(std::abs(sum - 1) < 12 * epsilon_of<float>());
         }
     for (float logit : {-3.F, 0.F, 0.1F, 12.F}) {
-        f32_problem uniform({2}, 3, 7, false, layout::row_major);
+        f32_problem uniform({2}, 3, 7, plain, layout::row_major);
         uniform.logits.fill(logit);
         uniform.forward(serial_executor{});
         const float weight = uniform.weights(0, 0, 0);
@@ -361,23 +258,23 @@ TEST_CASE_TEMPLATE("extreme logits give weights, not NaN", T, double, float) {
             uniforms.fill(u);
             std::copy(c.logits.begin(), c.logits.end(), logits.view().data());
             const tensor_view<const T, 3> want(c.weights.data(), {1, 1, 4});
-            const auto check = [&](const auto& gate) {
+            const auto check = [&](const auto& rule) {
                 d_logits.fill(0);
-                router_forward(serial_executor{}, logits.const_view(), tasks, gate, weights.view());
-                router_backward(serial_executor{}, logits.const_view(), tasks, gate,
+                router_forward(serial_executor{}, logits.const_view(), tasks, rule, weights.view());
+                router_backward(serial_executor{}, logits.const_view(), tasks, rule,
                                 d_weights.const_view(), d_logits.view());
                 // As far from 1 / (modules that are on) as the normaliser's epsilon makes it.
                 CHECK(compare(weights.view(), want, {4, std::max(epsilon_of<T>(), 1e-12), 0}));
                 for (index_t m = 0; m < 4; ++m)
                     CHECK(d_logits(0, 0, m) == 0); // saturated
             };
-            check(sigmoid_gate{});
-            check(gumbel_sigmoid_gate{uniforms.const_view(), 0.5});
+            check(routing_rule{sigmoid_gate{}});
+            check(routing_rule{gumbel_sigmoid_gate{uniforms.const_view(), 0.5}});
         }
 }
 
 TEST_CASE("uniforms of exactly 0 and 1 give weights and gradients, not NaN") {
-    f32_problem p({0, 1, 2}, 2, 6, true, layout::row_major);
+    f32_problem p({0, 1, 2}, 2, 6, gumbel, layout::row_major);
     for (index_t m = 0; m < 6; ++m) {
         p.uniforms(0, 0, m) = 0;
         p.uniforms(0, 1, m) = 1;
@@ -401,19 +298,19 @@ TEST_CASE("uniforms of exactly 0 and 1 give weights and gradients, not NaN") {
 
 TEST_CASE("repeated tasks accumulate, as that many calls would") {
     const std::vector<index_t> tasks{2, 2, 0, 2};
-    f32_problem together(tasks, 3, 5, true, layout::row_major);
+    f32_problem together(tasks, 3, 5, gumbel, layout::row_major);
     together.backward(serial_executor{});
-    f32_problem apart(tasks, 3, 5, true, layout::row_major);
+    f32_problem apart(tasks, 3, 5, gumbel, layout::row_major);
     for (index_t n = 0; n < 4; ++n)
         router_backward(serial_executor{}, apart.logits.const_view(), apart.tasks().block(0, n, 1),
-                        gumbel_sigmoid_gate{apart.uniforms.const_view().block(0, n, 1),
-                                            f32_problem::temperature},
+                        routing_rule{gumbel_sigmoid_gate{apart.uniforms.const_view().block(0, n, 1),
+                                                         f32_problem::temperature}},
                         apart.d_weights.const_view().block(0, n, 1), apart.d_logits.view());
     CHECK(compare_bitwise(together.d_logits.view(), apart.d_logits.view()));
 }
 
 TEST_CASE("tasks that are absent from the batch are not touched, to the byte") {
-    f32_problem p({1, 3, 1}, 2, 5, false, layout::padded);
+    f32_problem p({1, 3, 1}, 2, 5, plain, layout::padded);
     p.d_logits(0, 1, 2) = -0.0F; // adding 0 would make it +0
     p.d_logits.view()(2, 0, 0) = std::numeric_limits<float>::quiet_NaN();
     p.logits(4, 0, 0) = std::numeric_limits<float>::quiet_NaN(); // nor read
@@ -439,14 +336,14 @@ TEST_CASE("tasks that are absent from the batch are not touched, to the byte") {
 
 TEST_CASE("entries may come in any order, and an entry alone is as in the batch") {
     const std::vector<index_t> tasks{4, 0, 2, 1};
-    f32_problem want(tasks, 3, 5, false, layout::row_major);
+    f32_problem want(tasks, 3, 5, plain, layout::row_major);
     want.forward(serial_executor{});
-    f32_problem reversed({1, 2, 0, 4}, 3, 5, false, layout::row_major);
+    f32_problem reversed({1, 2, 0, 4}, 3, 5, plain, layout::row_major);
     reversed.forward(serial_executor{});
     for (index_t n = 0; n < 4; ++n) {
         CHECK(compare_bitwise(reversed.weights.view().slice(0, 3 - n),
                               want.weights.view().slice(0, n)));
-        f32_problem alone({tasks[static_cast<std::size_t>(n)]}, 3, 5, false, layout::row_major);
+        f32_problem alone({tasks[static_cast<std::size_t>(n)]}, 3, 5, plain, layout::row_major);
         alone.forward(serial_executor{});
         CHECK(compare_bitwise(alone.weights.view().slice(0, 0), want.weights.view().slice(0, n)));
     }
@@ -456,14 +353,15 @@ TEST_CASE("entries may come in any order, and an entry alone is as in the batch"
         for (index_t h = 0; h < 3; ++h)
             for (index_t m = 0; m < 5; ++m)
                 reversed.d_weights(3 - n, h, m) = want.d_weights(n, h, m);
-    f32_problem fresh(tasks, 3, 5, false, layout::row_major);
-    router_backward(serial_executor{}, fresh.logits.const_view(), reversed.tasks(), sigmoid_gate{},
-                    reversed.d_weights.const_view(), fresh.d_logits.view());
+    f32_problem fresh(tasks, 3, 5, plain, layout::row_major);
+    router_backward(serial_executor{}, fresh.logits.const_view(), reversed.tasks(),
+                    routing_rule{sigmoid_gate{}}, reversed.d_weights.const_view(),
+                    fresh.d_logits.view());
     CHECK(compare_bitwise(fresh.d_logits.view(), want.d_logits.view()));
 }
 
 TEST_CASE("heads are routed independently, each as a router of one head") {
-    f32_problem many({4, 0, 4}, 3, 5, true, layout::row_major);
+    f32_problem many({4, 0, 4}, 3, 5, gumbel, layout::row_major);
     const auto before = copy_as<float>(many.d_logits.view());
     many.forward(serial_executor{});
     many.backward(serial_executor{});
@@ -471,10 +369,10 @@ TEST_CASE("heads are routed independently, each as a router of one head") {
         guarded_buffer<float, 3> weights({3, 1, 5});
         tensor<float, 3> d_logits = before;
         const auto logits = many.logits.const_view().block(1, h, 1);
-        const gumbel_sigmoid_gate gate{many.uniforms.const_view().block(1, h, 1),
-                                       f32_problem::temperature};
-        router_forward(serial_executor{}, logits, many.tasks(), gate, weights.view());
-        router_backward(serial_executor{}, logits, many.tasks(), gate,
+        const routing_rule rule{gumbel_sigmoid_gate{many.uniforms.const_view().block(1, h, 1),
+                                                    f32_problem::temperature}};
+        router_forward(serial_executor{}, logits, many.tasks(), rule, weights.view());
+        router_backward(serial_executor{}, logits, many.tasks(), rule,
                         many.d_weights.const_view().block(1, h, 1), d_logits.view().block(1, h, 1));
         CHECK(compare_bitwise(weights.view(), many.weights.view().block(1, h, 1)));
         CHECK(compare_bitwise(d_logits.view().block(1, h, 1), many.d_logits.view().block(1, h, 1)));
@@ -484,16 +382,17 @@ TEST_CASE("heads are routed independently, each as a router of one head") {
 TEST_CASE_TEMPLATE("task ids may be of any integer type", Id, signed char, std::uint8_t, int,
                    std::uint32_t, std::int64_t, std::uint64_t) {
     const std::array<Id, 3> ids{4, 0, 4};
-    f32_problem want({4, 0, 4}, 2, 3, false, layout::row_major);
-    f32_problem got({4, 0, 4}, 2, 3, false, layout::row_major);
+    f32_problem want({4, 0, 4}, 2, 3, plain, layout::row_major);
+    f32_problem got({4, 0, 4}, 2, 3, plain, layout::row_major);
     want.forward(serial_executor{});
     router_forward(serial_executor{}, got.logits.const_view(),
-                   tensor_view<const Id, 1>(ids.data(), {3}), sigmoid_gate{}, got.weights.view());
+                   tensor_view<const Id, 1>(ids.data(), {3}), routing_rule{sigmoid_gate{}},
+                   got.weights.view());
     CHECK(compare_bitwise(got.weights.view(), want.weights.view()));
     // Backwards, too.
     router_forward(serial_executor{}, got.logits.const_view(),
-                   tensor_view<const Id, 1>(ids.data() + 2, {3}, {-1}), sigmoid_gate{},
-                   got.weights.view());
+                   tensor_view<const Id, 1>(ids.data() + 2, {3}, {-1}),
+                   routing_rule{sigmoid_gate{}}, got.weights.view());
     CHECK(compare_bitwise(got.weights.view(), want.weights.view()));
 }
 
@@ -503,15 +402,16 @@ TEST_CASE("empty batches, tables, heads and modules are no error") {
         const tensor_view<const index_t, 1> tasks(entries == 0 ? nullptr : &task, {entries}, {0});
         const tensor_view<float, 3> weights(nullptr, {entries, table[1], table[2]});
         const tensor_view<float, 3> logits(nullptr, table);
-        router_forward(serial_executor{}, logits, tasks, sigmoid_gate{}, weights);
-        router_backward(serial_executor{}, logits, tasks, sigmoid_gate{}, weights, logits);
+        router_forward(serial_executor{}, logits, tasks, routing_rule{sigmoid_gate{}}, weights);
+        router_backward(serial_executor{}, logits, tasks, routing_rule{sigmoid_gate{}}, weights,
+                        logits);
     };
     CHECK_NOTHROW(run({0, 0, 0}, 0));
     CHECK_NOTHROW(run({0, 3, 4}, 0));
     CHECK_NOTHROW(run({2, 0, 4}, 2));
     CHECK_NOTHROW(run({2, 3, 0}, 2));
 
-    f32_problem p({}, 2, 3, true, layout::row_major);
+    f32_problem p({}, 2, 3, gumbel, layout::row_major);
     const snapshot before = p.d_logits.take_snapshot();
     p.forward(serial_executor{});
     p.backward(serial_executor{});

@@ -32,6 +32,7 @@ std::vector<tensor_view<T, Rank>> bad_inputs(const tensor_view<T, Rank>& good) {
         strides[axis] = std::numeric_limits<index_t>::min();
         result.push_back({good.data(), good.extents(), strides});
         // Elements that fit an index where their bytes do not.
+        if (sizeof(T) == 1) continue;
         strides[axis] = largest / static_cast<index_t>(sizeof(T)) / (good.extent(axis) - 1) + 1;
         result.push_back({good.data(), good.extents(), strides});
     }

@@ -4,9 +4,13 @@
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
+#include <map>
+#include <set>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -23,30 +27,101 @@
 
 namespace mhr::test {
 
+/// A file of which is known what was read: what nobody reads is not tested.
+class golden_file {
+  public:
+    explicit golden_file(const std::string& path) : file_(path) {}
+
+    [[nodiscard]] const auto& metadata() const { return file_.metadata(); }
+    [[nodiscard]] const auto& tensors() const { return file_.tensors(); }
+    [[nodiscard]] bool contains(const std::string& name) const { return file_.contains(name); }
+
+    template <class T, std::size_t Rank>
+    [[nodiscard]] tensor<T, Rank> read(const std::string& name) const {
+        read_.insert(name);
+        return file_.read<T, Rank>(name);
+    }
+
+    /// As above, of the given extents: `read<T>("x", {rows, features})`.
+    template <class T, std::size_t Rank>
+    [[nodiscard]] tensor<T, Rank> read(const std::string& name,
+                                       const index_t (&extents)[Rank]) const {
+        auto result = read<T, Rank>(name);
+        position<Rank> want;
+        std::copy(extents, extents + Rank, want.begin());
+        if (result.extents() != want)
+            throw std::runtime_error(name + ": extents " + to_text(result.extents()) +
+                                     ", expected " + to_text(want));
+        return result;
+    }
+
+    [[nodiscard]] std::vector<std::string> unread() const {
+        std::vector<std::string> result;
+        for (const auto& [name, stored] : tensors())
+            if (read_.count(name) == 0) result.push_back(name);
+        return result;
+    }
+
+  private:
+    safetensors_file file_;
+    mutable std::set<std::string> read_;
+};
+
 struct golden_case {
     std::filesystem::path root; ///< the directory of the index
     nlohmann::json entry;       ///< of the index
-    safetensors_file file;
+    golden_file file;
 
-    golden_case(const std::filesystem::path& directory, const nlohmann::json& index_entry)
-        : root(directory), entry(index_entry), file(path("file")) {}
+    golden_case(std::filesystem::path directory, nlohmann::json index_entry)
+        : root(std::move(directory)), entry(std::move(index_entry)), file(path("file")) {}
 
     /// A file that the index names.
     [[nodiscard]] std::string path(const char* key) const {
         return (root / entry.at(key).get<std::string>()).string();
     }
 
-    // The metadata.
+    // The metadata. Which of them were asked for is known too.
 
-    bool has(const std::string& key) const { return file.metadata().count(key) != 0; }
-    std::string text(const std::string& key) const {
+    [[nodiscard]] bool has(const std::string& key) const {
+        used_.insert(key);
+        return file.metadata().count(key) != 0;
+    }
+    [[nodiscard]] std::string text(const std::string& key) const {
         return has(key) ? file.metadata().at(key) : std::string();
     }
-    double number(const std::string& key) const { return std::stod(file.metadata().at(key)); }
-    double number_or(const std::string& key, double missing) const {
+    [[nodiscard]] double number(const std::string& key) const {
+        std::istringstream stream(text(key));
+        double result = 0;
+        if (!(stream >> result) || !(stream >> std::ws).eof())
+            throw std::runtime_error("metadata: " + key + ": no number");
+        return result;
+    }
+    [[nodiscard]] double number_or(const std::string& key, double missing) const {
         return has(key) ? number(key) : missing;
     }
-    index_t size(const std::string& key) const { return std::stol(file.metadata().at(key)); }
+    [[nodiscard]] index_t size(const std::string& key) const {
+        const double result = number(key);
+        if (!(result >= 0 && result < 1e9) || result != std::floor(result))
+            throw std::runtime_error("metadata: " + key + ": no size");
+        return static_cast<index_t>(result);
+    }
+    [[nodiscard]] bool flag(const std::string& key) const {
+        const std::string value = text(key);
+        if (value == "True" || value == "true") return true;
+        if (value.empty() || value == "False" || value == "false") return false;
+        throw std::runtime_error("metadata: " + key + ": no flag");
+    }
+    /// One that permits everything would test nothing.
+    [[nodiscard]] double tolerance(const std::string& key = "tol") const {
+        const double result = number(key);
+        if (!(result > 0 && result <= (flag("ill_conditioned") ? 0.1 : 1e-3)))
+            throw std::runtime_error("metadata: " + key + ": no tolerance");
+        return result;
+    }
+    [[nodiscard]] bool was_used(const std::string& key) const { return used_.count(key) != 0; }
+
+  private:
+    mutable std::set<std::string> used_;
 };
 
 /// The larger of two numbers, or NaN if either is.
@@ -62,6 +137,11 @@ struct outcome {
 
     void require(bool good, const std::string& message) {
         if (!good) failures.push_back(message);
+    }
+
+    void require_all_read(const golden_file& file) {
+        for (const auto& name : file.unread())
+            require(false, name + ": not read");
     }
 
     template <class T, std::size_t Rank>

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <Eigen/Core>
 #include <nlohmann/json.hpp>
 
 #include <mhr/core/tensor_view.hpp>
@@ -206,6 +207,10 @@ class safetensors_file {
             return "F32";
         else if constexpr (std::is_same_v<T, std::int64_t>)
             return "I64";
+        else if constexpr (std::is_same_v<T, Eigen::half>)
+            return "F16";
+        else if constexpr (std::is_same_v<T, Eigen::bfloat16>)
+            return "BF16";
         else {
             static_assert(std::is_same_v<T, std::uint8_t>, "not a type that is read");
             return "U8";

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <Eigen/Core>
 #include <doctest/doctest.h>
 
 #include "support/safetensors.hpp"
@@ -87,6 +88,29 @@ TEST_CASE("safetensors: a good file is read") {
     CHECK(a.extents() == std::array<mhr::index_t, 2>{2, 3});
     CHECK(a.values() == std::vector<float>{1, 2, 3, 4, 5, 6});
     CHECK(file.read<double, 2>("a")(1, 2) == 6); // the one conversion: exact
+}
+
+TEST_CASE("safetensors: 16-bit types are read as they are stored") {
+    // 1, -2.5, the least and the largest number, and minus 0
+    const std::vector<std::uint16_t> halves{0x3c00, 0xc100, 0x0001, 0x7bff, 0x8000};
+    const std::vector<std::uint16_t> bfloats{0x3f80, 0xc020, 0x0001, 0x7f7f, 0x8000};
+    const safetensors_file file("some.file",
+                                file_of("{" + entry("h", "F16", "[5]", "[0,10]") + "," +
+                                            entry("b", "BF16", "[5]", "[10,20]") + "}",
+                                        bytes_of(halves) + bytes_of(bfloats)));
+    const auto h = file.read<Eigen::half, 1>("h");
+    const auto b = file.read<Eigen::bfloat16, 1>("b");
+    CHECK(bytes_of(h.values()) == bytes_of(halves));
+    CHECK(bytes_of(b.values()) == bytes_of(bfloats));
+    CHECK(static_cast<float>(h(0)) == 1);
+    CHECK(static_cast<float>(h(1)) == -2.5F);
+    CHECK(static_cast<float>(h(3)) == 65504);
+    CHECK(static_cast<float>(b(0)) == 1);
+    CHECK(static_cast<float>(b(1)) == -2.5F);
+    CHECK(mentions(error_of([&] { (void)file.read<Eigen::half, 1>("b"); }), "b: BF16 cannot"));
+    CHECK(mentions(error_of([&] { (void)file.read<Eigen::bfloat16, 1>("h"); }), "h: F16 cannot"));
+    CHECK(mentions(error_of([&] { (void)file.read<float, 1>("h"); }), "h: F16 cannot"));
+    CHECK(mentions(error_of([&] { (void)file.read<double, 1>("b"); }), "b: BF16 cannot"));
 }
 
 TEST_CASE("safetensors: what does not fit is not read") {

@@ -45,10 +45,10 @@ class batch_plan {
     template <class Id>
     void assign_rows(tensor_view<Id, 1> task_of_row) {
         check_tasks("batch_plan::assign_rows", "task_of_row", task_of_row);
-        sorted_.clear();
+        start(task_of_row.extent(0));
         for (index_t row = 0; row < task_of_row.extent(0); ++row)
             append(static_cast<std::int64_t>(task_of_row(row)), row, 1);
-        group(task_of_row.extent(0));
+        group();
     }
 
     /// Groups the rows of sequences that follow each other in the batch: sequence s has
@@ -74,14 +74,14 @@ class batch_plan {
                 });
             rows += count;
         }
-        sorted_.clear();
+        start(rows);
         index_t row = 0;
         for (index_t s = 0; s < task_of_sequence.extent(0); ++s) {
             const auto count = static_cast<index_t>(rows_of_sequence(s));
             append(static_cast<std::int64_t>(task_of_sequence(s)), row, count);
             row += count;
         }
-        group(row);
+        group();
     }
 
     /// One task for all rows: for a single sequence, or a plain adapter.
@@ -91,9 +91,9 @@ class batch_plan {
             rows >= 0, function, "rows", [] { return "0 or more"; },
             [&] { return std::to_string(rows); });
         check_tasks(function, "task", tensor_view<const std::int64_t, 1>(&task, {1}));
-        sorted_.clear();
+        start(rows);
         append(task, 0, rows);
-        group(rows);
+        group();
     }
 
     /// Rows of the batch, those of no task included.
@@ -119,6 +119,11 @@ class batch_plan {
         return {row_order_.data() + first, {last - first}};
     }
 
+    /// The rows of no task, ascending: all that `row_order()` lacks.
+    [[nodiscard]] tensor_view<const index_t, 1> base_rows() const noexcept {
+        return {base_rows_.data(), {static_cast<index_t>(base_rows_.size())}};
+    }
+
     /// `row_order()` cut into blocks of one task each.
     [[nodiscard]] const std::vector<row_block>& blocks() const noexcept { return blocks_; }
 
@@ -136,24 +141,32 @@ class batch_plan {
                 [&] { return std::to_string(tasks(i)) + " at position " + std::to_string(i); });
     }
 
-    void append(std::int64_t task, index_t first_row, index_t count) {
-        if (task == no_task) return;
-        for (index_t row = first_row; row < first_row + count; ++row)
-            sorted_.emplace_back(task, row);
+    void start(index_t rows) {
+        rows_ = rows;
+        // Room for the worst case, so that no later batch of this size allocates.
+        const auto empty = [size = static_cast<std::size_t>(rows)](auto& list) {
+            list.clear();
+            list.reserve(size);
+        };
+        empty(tasks_);
+        empty(row_order_);
+        empty(base_rows_);
+        empty(blocks_);
+        empty(sorted_);
+        first_of_entry_.clear();
+        first_of_entry_.reserve(static_cast<std::size_t>(rows) + 1);
     }
 
-    void group(index_t rows) {
+    void append(std::int64_t task, index_t first_row, index_t count) {
+        for (index_t row = first_row; row < first_row + count; ++row)
+            if (task == no_task)
+                base_rows_.push_back(row);
+            else
+                sorted_.emplace_back(task, row);
+    }
+
+    void group() {
         std::sort(sorted_.begin(), sorted_.end());
-        rows_ = rows;
-        tasks_.clear();
-        first_of_entry_.clear();
-        row_order_.clear();
-        blocks_.clear();
-        // For the worst case, so that no later batch of this size allocates.
-        tasks_.reserve(sorted_.size());
-        first_of_entry_.reserve(sorted_.size() + 1);
-        row_order_.reserve(sorted_.size());
-        blocks_.reserve(sorted_.size());
         for (const auto& [task, row] : sorted_) {
             const auto place = static_cast<index_t>(row_order_.size());
             if (tasks_.empty() || tasks_.back() != task) {
@@ -173,6 +186,7 @@ class batch_plan {
     std::vector<std::int64_t> tasks_;
     std::vector<index_t> first_of_entry_{0};
     std::vector<index_t> row_order_;
+    std::vector<index_t> base_rows_;
     std::vector<row_block> blocks_;
     std::vector<std::pair<std::int64_t, index_t>> sorted_; // kept for its capacity
 };

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <random>
 
@@ -10,35 +9,10 @@
 #include <mhr/routing/noise.hpp>
 
 /// \file
-/// First values of adapters and routers as PEFT's Poly draws them (the distributions, not the
-/// numbers), from a seed, the same on every platform.
+/// First values of adapters as PEFT's Poly draws them (the distributions, not the numbers), from a
+/// seed, the same on every platform. Those of routers are in routing/logits.hpp.
 
 namespace mhr {
-
-/// Bound of the first logits: a router starts close to uniform.
-inline constexpr double initial_logit_bound = 1e-3;
-
-namespace detail {
-
-/// Calls `f` with each element, in row-major order of the indices whatever the strides.
-template <class T, std::size_t Rank, class F>
-void for_each_element(tensor_view<T, Rank> view, F&& f) {
-    for (index_t i = 0; i < view.extent(0); ++i)
-        if constexpr (Rank == 1)
-            f(view(i));
-        else
-            for_each_element(view.slice(0, i), f);
-}
-
-/// Fills a view with uniform numbers in (-bound, bound).
-template <class Engine, class T, std::size_t Rank>
-void draw_symmetric(Engine& engine, double bound, tensor_view<T, Rank> values) {
-    for_each_element(values, [&](T& value) {
-        value = store<T>(bound * (2 * draw_uniform<double, 52>(engine) - 1));
-    });
-}
-
-} // namespace detail
 
 /// a: Kaiming-uniform with negative slope sqrt(5) for every module and head, that is uniform in
 /// +-1 / sqrt(in_features / heads); b: zeros, so that the adapter changes nothing at first.
@@ -53,14 +27,6 @@ void initialise_inventory(std::uint64_t seed, lora_inventory<T> inventory) {
     const double fan_in = static_cast<double>(a.extent(2));
     detail::draw_symmetric(engine, fan_in > 0 ? 1 / std::sqrt(fan_in) : 0, a);
     detail::for_each_element(b, [](T& value) { value = store<T>(accumulator_t<T>(0)); });
-}
-
-/// Logits [tasks, heads, modules], uniform in +-1e-3. Errors: a shape; overlapping elements.
-template <class T>
-void initialise_logits(std::uint64_t seed, tensor_view<T, 3> logits) {
-    require_output("initialise_logits", "logits", logits, {any_extent, any_extent, any_extent});
-    std::mt19937_64 engine(seed);
-    detail::draw_symmetric(engine, initial_logit_bound, logits);
 }
 
 } // namespace mhr

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
 #include <type_traits>
 
 #include <mhr/adapters/batch_plan.hpp>
@@ -28,13 +29,21 @@ struct lora {
 
 /// One adapter for each entry of a batch plan: a [entries, in_features, rank],
 /// b [entries, rank, out_features].
+///
+/// With `slots` [entries], the matrices are a pool, a [slots, in_features, rank] and
+/// b [slots, rank, out_features], of which entry g uses number slots(g), and entries may share one:
+/// an engine that keeps ready adapters copies none of them. Only inputs may have slots; what is
+/// written has one matrix for each entry.
 template <class T>
 struct lora_batch {
     tensor_view<T, 3> a;
     tensor_view<T, 3> b;
+    tensor_view<const index_t, 1> slots{};
 };
 
-/// A plain adapter as a batch of one: for plans made with `assign_single_task`.
+/// A plain adapter as a batch of one: for plans made with `assign_single_task`. An adapter that was
+/// averaged or mixed beforehand gives what routed LoRA gives, to the last bit, if it is stored in
+/// routed LoRA's accumulator type; stored narrower, each of its elements was rounded once more.
 template <class T>
 lora_batch<T> as_batch(const lora<T>& adapter) noexcept {
     return {adapter.a.absent() ? tensor_view<T, 3>{} : adapter.a.prepend_axis(),
@@ -54,13 +63,42 @@ inline row_set rows_of(const batch_plan& plan, index_t entry) noexcept {
     return {rows.data(), rows.extent(0)};
 }
 
+/// The matrix that an entry uses.
+template <class T>
+index_t slot_of(const lora_batch<T>& adapters, index_t entry) noexcept {
+    return adapters.slots.absent() ? entry : adapters.slots(entry);
+}
+
+/// For batches that are written, and for gradients: entries that share a matrix would share a sum,
+/// which must have one owner.
+template <class T>
+void require_no_slots(const char* function, const char* argument, const lora_batch<T>& batch) {
+    require(
+        batch.slots.absent(), function, argument, [] { return "none (a matrix for each entry)"; },
+        [&] { return std::to_string(batch.slots.extent(0)); });
+}
+
 template <class X, class P>
 void check_lora(const char* function, const batch_plan& plan, const tensor_view<X, 2>& x,
                 const lora_batch<P>& adapters) {
     require_input(function, "x", x, {plan.rows(), any_extent});
-    require_input(function, "adapters.a", adapters.a, {plan.entries(), x.extent(1), any_extent});
+    // Slots of no entries cannot be told from absent ones.
+    const bool pool = !adapters.slots.absent() || plan.entries() == 0;
+    require_input(function, "adapters.a", adapters.a,
+                  {pool ? any_extent : plan.entries(), x.extent(1), any_extent});
     require_input(function, "adapters.b", adapters.b,
-                  {plan.entries(), adapters.a.extent(2), any_extent});
+                  {adapters.a.extent(0), adapters.a.extent(2), any_extent});
+    if (adapters.slots.absent()) return;
+    require_input(function, "adapters.slots", adapters.slots, {plan.entries()});
+    for (index_t entry = 0; entry < plan.entries(); ++entry)
+        require(
+            adapters.slots(entry) >= 0 && adapters.slots(entry) < adapters.a.extent(0), function,
+            "adapters.slots",
+            [&] { return "numbers from 0 to " + std::to_string(adapters.a.extent(0) - 1); },
+            [&] {
+                return std::to_string(adapters.slots(entry)) + " at position " +
+                       std::to_string(entry);
+            });
 }
 
 /// Adds the sum of outer products over each entry's rows to that entry's matrix:
@@ -87,11 +125,13 @@ void add_outer_products_of_entries(executor_ref executor, const batch_plan& plan
 /// (Hu et al. 2022, arXiv 2106.09685, section 4.1; scale is 1 / rank or alpha / rank). Rows of no
 /// task keep their y.
 ///
-/// x [rows, in_features]; adapters a [entries, in_features, rank], b [entries, rank, out_features];
-/// y [rows, out_features] accumulates; hidden [rows, rank], of the accumulator type of x and the
-/// adapters, receives x a (rows of no task are left alone): the backward wants it.
+/// x [rows, in_features]; adapters a [entries, in_features, rank], b [entries, rank, out_features],
+/// or a pool with slots; y [rows, out_features] accumulates; hidden [rows, rank], of the
+/// accumulator type of x and the adapters, receives x a (rows of no task are left alone): the
+/// backward wants it.
 ///
-/// One phase; y must not overlap x. Errors: a shape; overlapping elements of y or hidden.
+/// One phase; y must not overlap x. Errors: a shape; a slot that is not in the pool; overlapping
+/// elements of y or hidden.
 /// Cost, for R rows of a task: R rank (in + out) multiply-adds; x is read, y read and written once.
 template <class X, class P, class Y, class A>
 void lora_forward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
@@ -108,9 +148,9 @@ void lora_forward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
     executor.run(static_cast<index_t>(blocks.size()), [&](index_t part) noexcept {
         const auto& block = blocks[static_cast<std::size_t>(part)];
         const detail::row_set rows = detail::rows_of(plan, block);
-        detail::project(rows, as_const(x), as_const(adapters.a.slice(0, block.entry)), 1, hidden);
-        detail::expand(rows, as_const(hidden), as_const(adapters.b.slice(0, block.entry)), scale,
-                       y);
+        const index_t slot = detail::slot_of(adapters, block.entry);
+        detail::project(rows, as_const(x), as_const(adapters.a.slice(0, slot)), 1, hidden);
+        detail::expand(rows, as_const(hidden), as_const(adapters.b.slice(0, slot)), scale, y);
     });
 }
 
@@ -129,12 +169,13 @@ std::size_t lora_backward_workspace_size(const batch_plan& plan, index_t rank) n
 ///     d_adapters.a[g] += sum over the rows of g of x[row]^T d_hidden[row]
 ///     d_adapters.b[g] += scale sum over the rows of g of hidden[row]^T d_y[row]
 ///
-/// Shapes as in the forward; d_y [rows, out_features]. All gradients accumulate, and each may be
-/// absent: its work is skipped. d_y is not passed on: the host's base layer has its own backward.
+/// Shapes as in the forward; d_y [rows, out_features]; d_adapters has one matrix for each entry and
+/// no slots, whether adapters has or not. All gradients accumulate, and each may be absent: its
+/// work is skipped. d_y is not passed on: the host's base layer has its own backward.
 ///
 /// Needs an executor that runs every part; the workspace of `lora_backward_workspace_size`. Errors:
-/// a shape, overlapping elements of a gradient, the workspace. Cost, for R rows of a task:
-/// R rank (2 in + 2 out) multiply-adds.
+/// a shape, a slot that is not in the pool, slots of d_adapters, overlapping elements of a
+/// gradient, the workspace. Cost, for R rows of a task: R rank (2 in + 2 out) multiply-adds.
 template <class X, class P, class A, class D, class DX, class DP>
 void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                    lora_batch<P> adapters, double scale, tensor_view<A, 2> hidden,
@@ -147,8 +188,11 @@ void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X,
     require_input(function, "hidden", hidden, {plan.rows(), rank});
     require_input(function, "d_y", d_y, {plan.rows(), adapters.b.extent(2)});
     require_optional_output(function, "d_x", d_x, x.extents());
-    require_optional_output(function, "d_adapters.a", d_adapters.a, adapters.a.extents());
-    require_optional_output(function, "d_adapters.b", d_adapters.b, adapters.b.extents());
+    require_optional_output(function, "d_adapters.a", d_adapters.a,
+                            {plan.entries(), x.extent(1), rank});
+    require_optional_output(function, "d_adapters.b", d_adapters.b,
+                            {plan.entries(), rank, adapters.b.extent(2)});
+    detail::require_no_slots(function, "d_adapters.slots", d_adapters);
     require_every_part(function, executor);
     require_workspace(function, scratch, lora_backward_workspace_size<Sum>(plan, rank));
 
@@ -158,8 +202,9 @@ void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X,
         executor.run(static_cast<index_t>(blocks.size()), [&](index_t part) noexcept {
             const auto& block = blocks[static_cast<std::size_t>(part)];
             const detail::row_set rows = detail::rows_of(plan, block);
-            const auto a = as_const(adapters.a.slice(0, block.entry));
-            const auto b = as_const(adapters.b.slice(0, block.entry));
+            const index_t slot = detail::slot_of(adapters, block.entry);
+            const auto a = as_const(adapters.a.slice(0, slot));
+            const auto b = as_const(adapters.b.slice(0, slot));
             detail::project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
             if (!d_x.absent()) detail::expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
         });

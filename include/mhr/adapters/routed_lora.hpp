@@ -84,11 +84,11 @@ void check_inventory(const char* function, const lora_inventory<M>& inventory) {
 /// rank], b as [entries, heads, rank, out / heads].
 template <class T>
 tensor_view<T, 4> blocks_of_a(const tensor_view<T, 3>& a, index_t heads) noexcept {
-    return a.absent() ? tensor_view<T, 4>{} : a.split(1, heads);
+    return a.split(1, heads);
 }
 template <class T>
 tensor_view<T, 4> blocks_of_b(const tensor_view<T, 3>& b, index_t heads) noexcept {
-    return b.absent() ? tensor_view<T, 4>{} : b.split(2, heads).transpose(1, 2);
+    return b.split(2, heads).transpose(1, 2);
 }
 
 } // namespace detail
@@ -110,6 +110,7 @@ void mix_lora_forward(executor_ref executor, tensor_view<W, 3> weights, lora_inv
                    {weights.extent(0), shape.in_features, shape.rank});
     require_output(function, "mixed.b", mixed.b,
                    {weights.extent(0), shape.rank, shape.out_features});
+    detail::require_no_slots(function, "mixed.slots", mixed);
     mix_forward(executor, weights, inventory.a, detail::blocks_of_a(mixed.a, shape.heads));
     mix_forward(executor, weights, inventory.b, detail::blocks_of_b(mixed.b, shape.heads));
 }
@@ -130,6 +131,7 @@ void mix_lora_backward(executor_ref executor, tensor_view<W, 3> weights,
                   {weights.extent(0), shape.in_features, shape.rank});
     require_input(function, "d_mixed.b", d_mixed.b,
                   {weights.extent(0), shape.rank, shape.out_features});
+    detail::require_no_slots(function, "d_mixed.slots", d_mixed);
     require_optional_output(function, "d_inventory.a", d_inventory.a, inventory.a.extents());
     require_optional_output(function, "d_inventory.b", d_inventory.b, inventory.b.extents());
     require_optional_output(function, "d_weights", d_weights, weights.extents());
@@ -142,7 +144,8 @@ void mix_lora_backward(executor_ref executor, tensor_view<W, 3> weights,
 /// The average of an inventory as one plain adapter (MHR-mu: Caccia et al. 2023, arXiv 2211.03831);
 /// equal to the mixture with weights 1 / modules to the last bit.
 ///
-/// average.a [in_features, rank], average.b [rank, out_features], overwritten.
+/// average.a [in_features, rank], average.b [rank, out_features], overwritten, rounded once to
+/// their type.
 ///
 /// One phase. Errors: a shape; overlapping elements of average.
 template <class M, class Y>
@@ -152,9 +155,9 @@ void average_lora_forward(executor_ref executor, lora_inventory<M> inventory, lo
     const lora_shape shape = shape_of(inventory);
     require_output(function, "average.a", average.a, {shape.in_features, shape.rank});
     require_output(function, "average.b", average.b, {shape.rank, shape.out_features});
-    const auto [a, b] = as_batch(average);
-    average_forward(executor, inventory.a, detail::blocks_of_a(a, shape.heads).slice(0, 0));
-    average_forward(executor, inventory.b, detail::blocks_of_b(b, shape.heads).slice(0, 0));
+    const auto batch = as_batch(average);
+    average_forward(executor, inventory.a, detail::blocks_of_a(batch.a, shape.heads).slice(0, 0));
+    average_forward(executor, inventory.b, detail::blocks_of_b(batch.b, shape.heads).slice(0, 0));
 }
 
 /// The backward of average_lora_forward: each module's gradient gets 1 / modules of the average's.
@@ -176,9 +179,9 @@ void average_lora_backward(executor_ref executor, lora<D> d_average,
     const lora_shape shape = shape_of(d_inventory);
     require_input(function, "d_average.a", d_average.a, {shape.in_features, shape.rank});
     require_input(function, "d_average.b", d_average.b, {shape.rank, shape.out_features});
-    const auto [a, b] = as_batch(d_average);
-    average_backward(executor, detail::blocks_of_a(a, shape.heads).slice(0, 0), d_inventory.a);
-    average_backward(executor, detail::blocks_of_b(b, shape.heads).slice(0, 0), d_inventory.b);
+    const auto d = as_batch(d_average);
+    average_backward(executor, detail::blocks_of_a(d.a, shape.heads).slice(0, 0), d_inventory.a);
+    average_backward(executor, detail::blocks_of_b(d.b, shape.heads).slice(0, 0), d_inventory.b);
 }
 
 namespace detail {
@@ -220,6 +223,7 @@ void routed_lora_forward(executor_ref executor, const batch_plan& plan, tensor_v
                    {plan.entries(), shape.in_features, shape.rank});
     require_output(function, "state.mixed.b", state.mixed.b,
                    {plan.entries(), shape.rank, shape.out_features});
+    detail::require_no_slots(function, "state.mixed.slots", state.mixed);
     require_output(function, "state.hidden", state.hidden, {plan.rows(), shape.rank});
     require_every_part(function, executor);
 
@@ -263,6 +267,7 @@ void routed_lora_backward(executor_ref executor, const batch_plan& plan, tensor_
                   {plan.entries(), shape.in_features, shape.rank});
     require_input(function, "state.mixed.b", state.mixed.b,
                   {plan.entries(), shape.rank, shape.out_features});
+    detail::require_no_slots(function, "state.mixed.slots", state.mixed);
     require_input(function, "state.hidden", state.hidden, {plan.rows(), shape.rank});
     require_input(function, "d_y", d_y, {plan.rows(), shape.out_features});
     require_optional_output(function, "d_x", d_x, x.extents());

@@ -9,15 +9,25 @@
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
-/// Gates: how one logit becomes how far a module is switched on, a number in [0, 1].
+/// Gates: how one logit becomes how far a module is switched on. What a head's gates become then is
+/// up to the normaliser (routing/normalisers.hpp).
 ///
 /// A gate is a small value with
-///   - `value(logit, entry, head, module)`, the gate s;
-///   - `slope(logit, entry, head, module)`, ds / d logit;
+///   - `value(logit, position)`, the gate s;
+///   - `slope(logit, position)`, ds / d logit;
 ///   - `check(function, entries, heads, modules)`, called once by the entry points,
-/// computed in the type of `logit`. The router's kernels call nothing else.
+/// computed in the type of `logit`. The router's kernels call nothing else, so that a gate may wrap
+/// another one (routing/gate_wrappers.hpp).
 
 namespace mhr {
+
+/// Which weight of [entries, heads, modules] a gate is asked for.
+struct gate_position {
+    index_t entry;
+    index_t head;
+    index_t module;
+    index_t modules; ///< how many there are
+};
 
 namespace detail {
 
@@ -37,42 +47,68 @@ A sigmoid_slope(A z) noexcept {
 
 } // namespace detail
 
+/// s = l: for the normalisers that work on logits (softmax, L2).
+struct identity_gate {
+    template <class A>
+    A value(A logit, const gate_position&) const noexcept {
+        return logit;
+    }
+    template <class A>
+    A slope(A, const gate_position&) const noexcept {
+        return A(1);
+    }
+    void check(const char*, index_t, index_t, index_t) const noexcept {}
+};
+
 /// s = sigmoid(l): the gate of evaluation and of training without noise.
 struct sigmoid_gate {
     template <class A>
-    A value(A logit, index_t, index_t, index_t) const noexcept {
+    A value(A logit, const gate_position&) const noexcept {
         return detail::stable_sigmoid(logit);
     }
     template <class A>
-    A slope(A logit, index_t, index_t, index_t) const noexcept {
+    A slope(A logit, const gate_position&) const noexcept {
+        return detail::sigmoid_slope(logit);
+    }
+    void check(const char*, index_t, index_t, index_t) const noexcept {}
+};
+
+/// s = round(sigmoid(l)), half to even: 1 where sigmoid(l) > 1/2, else 0; NaN stays NaN. The
+/// gradient is that of the sigmoid: the straight-through estimator (Bengio et al. 2013, arXiv
+/// 1308.3432).
+struct straight_through_gate {
+    template <class A>
+    A value(A logit, const gate_position&) const noexcept {
+        // Not logit > 0: a logit so small that its sigmoid rounds to 1/2 is off, as in PyTorch.
+        return std::rint(detail::stable_sigmoid(logit));
+    }
+    template <class A>
+    A slope(A logit, const gate_position&) const noexcept {
         return detail::sigmoid_slope(logit);
     }
     void check(const char*, index_t, index_t, index_t) const noexcept {}
 };
 
 /// s = sigmoid((l + log u - log(1 - u)) / temperature): a sample of the relaxed Bernoulli
-/// ("Gumbel-sigmoid") distribution
-/// (Maddison et al. 2017, arXiv 1611.00712), as Polytropon uses it (Ponti et al. 2023,
-/// arXiv 2202.13914).
+/// ("Gumbel-sigmoid") distribution (Maddison et al. 2017, arXiv 1611.00712), as Polytropon uses it
+/// (Ponti et al. 2023, arXiv 2202.13914).
 ///
 /// `uniforms` is [entries, heads, modules], one draw for each weight (routing/noise.hpp draws
 /// them); it is moved off 0 and 1 by the machine epsilon of the arithmetic. The logit itself
 /// enters, where PyTorch's RelaxedBernoulli clamps sigmoid(l) at the machine epsilon and so cuts
-/// logits beyond
-/// +-36 (f64) or +-16 (f32): inside those bounds both are the same function.
+/// logits beyond +-36 (f64) or +-16 (f32): inside those bounds both are the same function.
 template <class U>
 struct gumbel_sigmoid_gate {
     tensor_view<U, 3> uniforms;
     double temperature = 1;
 
     template <class A>
-    A value(A logit, index_t entry, index_t head, index_t module) const noexcept {
-        return detail::stable_sigmoid(argument(logit, entry, head, module));
+    A value(A logit, const gate_position& at) const noexcept {
+        return detail::stable_sigmoid(argument(logit, at));
     }
     template <class A>
-    A slope(A logit, index_t entry, index_t head, index_t module) const noexcept {
-        return detail::sigmoid_slope(argument(logit, entry, head, module)) /
-               static_cast<A>(temperature);
+    A slope(A logit, const gate_position& at) const noexcept {
+        return detail::sigmoid_slope(argument(logit, at)) / static_cast<A>(temperature);
     }
     void check(const char* function, index_t entries, index_t heads, index_t modules) const {
         require_input(function, "gate.uniforms", uniforms, {entries, heads, modules});
@@ -87,9 +123,9 @@ struct gumbel_sigmoid_gate {
 
   private:
     template <class A>
-    A argument(A logit, index_t entry, index_t head, index_t module) const noexcept {
+    A argument(A logit, const gate_position& at) const noexcept {
         constexpr A epsilon = std::numeric_limits<A>::epsilon();
-        A u = load<A>(uniforms(entry, head, module));
+        A u = load<A>(uniforms(at.entry, at.head, at.module));
         u = u < epsilon ? epsilon : u > 1 - epsilon ? 1 - epsilon : u;
         return (logit + std::log(u) - std::log1p(-u)) / static_cast<A>(temperature);
     }

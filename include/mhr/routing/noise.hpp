@@ -51,6 +51,24 @@ A draw_uniform(Engine& engine) {
     return (static_cast<A>(k) + A(0.5)) / static_cast<A>(std::uint64_t{1} << Bits);
 }
 
+/// Calls `f` with each element, in row-major order of the indices whatever the strides.
+template <class T, std::size_t Rank, class F>
+void for_each_element(tensor_view<T, Rank> view, F&& f) {
+    for (index_t i = 0; i < view.extent(0); ++i)
+        if constexpr (Rank == 1)
+            f(view(i));
+        else
+            for_each_element(view.slice(0, i), f);
+}
+
+/// Fills a view with uniform numbers in (-bound, bound).
+template <class Engine, class T, std::size_t Rank>
+void draw_symmetric(Engine& engine, double bound, tensor_view<T, Rank> values) {
+    for_each_element(values, [&](T& value) {
+        value = store<T>(bound * (2 * draw_uniform<double, 52>(engine) - 1));
+    });
+}
+
 } // namespace detail
 
 /// Fills a view with uniform numbers inside (0, 1), in row-major order of its indices whatever the
@@ -62,13 +80,8 @@ void draw_uniforms(Engine& engine, tensor_view<U, Rank> uniforms) {
     require_output("draw_uniforms", "uniforms", uniforms, any);
     using A = accumulator_t<U>;
     constexpr int bits = sizeof(U) == 2 ? 7 : sizeof(U) == 4 ? 23 : 52;
-    if constexpr (Rank == 1) {
-        for (index_t i = 0; i < uniforms.extent(0); ++i)
-            uniforms(i) = store<U>(detail::draw_uniform<A, bits>(engine));
-    } else {
-        for (index_t i = 0; i < uniforms.extent(0); ++i)
-            draw_uniforms(engine, uniforms.slice(0, i));
-    }
+    detail::for_each_element(
+        uniforms, [&](U& value) { value = store<U>(detail::draw_uniform<A, bits>(engine)); });
 }
 
 } // namespace mhr

@@ -1,0 +1,156 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/scalar.hpp>
+#include <mhr/core/tensor_view.hpp>
+#include <mhr/routing/gates.hpp>
+
+/// \file
+/// What a routing table has become: how many gates are open, how decided they are, how evenly the
+/// modules are used; and how many modules a task's weights really mix.
+
+namespace mhr {
+
+/// Three numbers in [0, 1] on a table of logits; see routing_statistics_of.
+struct routing_statistics {
+    double active_share; ///< share of the gates that are more open than shut
+    double discreteness; ///< mean entropy of a gate in bits: 1 undecided, 0 discrete
+    double efficiency;   ///< entropy of the modules' use over its maximum: 1 evenly used
+};
+
+namespace detail {
+
+/// The entropy of a gate that is open with probability sigmoid(logit), in bits. Both terms are of
+/// the likelier side's complement, so that nothing cancels: with e = exp(-|logit|), the entropy is
+/// log(1 + e) + |logit| e / (1 + e) nats.
+inline double gate_entropy(double logit) noexcept {
+    const double size = std::abs(logit);
+    const double e = std::exp(-size);
+    if (e == 0) return 0; // an infinite size times 0 would be NaN
+    return (std::log1p(e) + size * e / (1 + e)) / std::log(2.0);
+}
+
+/// Entropy of the modules' mean gates, normalised to 1, over the logarithm of their number.
+template <class T>
+double module_efficiency(tensor_view<const T, 3> logits) noexcept {
+    const index_t heads = logits.extent(1);
+    const index_t modules = logits.extent(2);
+    if (heads * modules == 1) return 1;
+    // Summed twice rather than stored: tables are small.
+    const auto use_of = [&](index_t h, index_t m) {
+        double sum = 0;
+        for (index_t t = 0; t < logits.extent(0); ++t)
+            sum += stable_sigmoid(load<double>(logits(t, h, m)));
+        return sum;
+    };
+    double total = 0;
+    for (index_t h = 0; h < heads; ++h)
+        for (index_t m = 0; m < modules; ++m)
+            total += use_of(h, m);
+    if (total == 0) return 0;
+    constexpr double epsilon = std::numeric_limits<double>::epsilon();
+    double entropy = 0;
+    for (index_t h = 0; h < heads; ++h)
+        for (index_t m = 0; m < modules; ++m) {
+            const double share = use_of(h, m) / total;
+            entropy -= share * std::log(std::clamp(share, epsilon, 1 - epsilon));
+        }
+    return entropy / std::log(static_cast<double>(heads * modules));
+}
+
+} // namespace detail
+
+/// The statistics of a routing table that the paper's code logs, with p = sigmoid(logits):
+///     active_share   the share of the logits with p >= 1/2, which are those of 0 and more
+///     discreteness   mean of -p log2 p - (1 - p) log2(1 - p)
+///     efficiency     -sum over heads and modules of c log c / log(heads modules), c the mean of p
+///                    over the tasks, normalised to the sum 1
+///
+/// logits [tasks, heads, modules]; of several tables (layers), take the mean of the results. Right
+/// for every logit, infinite ones too; as in that code, log c is taken of c inside [e, 1 - e], e
+/// being the epsilon of f64. A single module of a single head is used evenly: efficiency 1 (where
+/// that code divides by 0). Where every gate is shut for good (sigmoid is 0 in f64), efficiency is
+/// 0. A table without elements, and one with a NaN, gives NaN.
+///
+/// Errors: a shape. Cost: four exponentials for each logit.
+template <class T>
+routing_statistics routing_statistics_of(tensor_view<T, 3> logits) {
+    require_input("routing_statistics_of", "logits", logits, {any_extent, any_extent, any_extent});
+    constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+    double active = 0;
+    double entropy = 0;
+    for (index_t t = 0; t < logits.extent(0); ++t)
+        for (index_t h = 0; h < logits.extent(1); ++h)
+            for (index_t m = 0; m < logits.extent(2); ++m) {
+                const double logit = load<double>(logits(t, h, m));
+                if (std::isnan(logit)) return {not_a_number, not_a_number, not_a_number};
+                active += logit >= 0 ? 1 : 0;
+                entropy += detail::gate_entropy(logit);
+            }
+    if (logits.size() == 0) return {not_a_number, not_a_number, not_a_number};
+    const auto count = static_cast<double>(logits.size());
+    return {active / count, entropy / count, detail::module_efficiency(as_const(logits))};
+}
+
+namespace detail {
+
+/// The entropy in bits of weights that are 0 or more, normalised to the sum 1.
+template <class W>
+double weights_entropy(tensor_view<const W, 1> weights) noexcept {
+    double largest = 0;
+    for (index_t m = 0; m < weights.extent(0); ++m)
+        largest = std::max(largest, load<double>(weights(m)));
+    if (largest == 0) return 0;
+    // With c = weight / largest, whose sum cannot overflow: log2(sum c) - sum(c log2 c) / sum c.
+    double sum = 0;
+    double sum_of_logs = 0;
+    for (index_t m = 0; m < weights.extent(0); ++m) {
+        const double c = load<double>(weights(m)) / largest;
+        sum += c;
+        if (c > 0) sum_of_logs -= c * std::log2(c);
+    }
+    return std::log2(sum) + sum_of_logs / sum;
+}
+
+} // namespace detail
+
+/// entropy[t, h] = -sum over modules of c log2 c, c the weights[t, h] normalised to the sum 1: how
+/// many bits a choice among the modules of that head has. 0: one module alone, log2(modules): all
+/// alike; 2^entropy counts the modules that are really mixed. A head of all-zero weights mixes
+/// nothing: 0.
+///
+/// weights [tasks, heads, modules], finite and not negative (those of an L2-normalised router may
+/// be negative: they are no shares, and are refused); entropy [tasks, heads], overwritten.
+///
+/// Errors: a shape; overlapping elements of entropy; a weight that is negative or not finite.
+/// Cost: one logarithm for each weight.
+template <class W, class Y>
+void routing_entropy(tensor_view<W, 3> weights, tensor_view<Y, 2> entropy) {
+    constexpr const char* function = "routing_entropy";
+    require_input(function, "weights", weights, {any_extent, any_extent, any_extent});
+    require_output(function, "entropy", entropy, {weights.extent(0), weights.extent(1)});
+    for (index_t t = 0; t < weights.extent(0); ++t)
+        for (index_t h = 0; h < weights.extent(1); ++h)
+            for (index_t m = 0; m < weights.extent(2); ++m) {
+                const double weight = load<double>(weights(t, h, m));
+                require(
+                    weight >= 0 && std::isfinite(weight), function, "weights",
+                    [] { return "finite numbers, 0 and more"; },
+                    [&] {
+                        return std::to_string(weight) + " at " +
+                               detail::to_text(std::array<index_t, 3>{t, h, m});
+                    });
+            }
+    for (index_t t = 0; t < weights.extent(0); ++t)
+        for (index_t h = 0; h < weights.extent(1); ++h)
+            entropy(t, h) =
+                store<Y>(detail::weights_entropy(as_const(weights.slice(0, t).slice(0, h))));
+}
+
+} // namespace mhr

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/tensor_view.hpp>
+
+/// \file
+/// Annealing to uniform routing: what the last steps do before the modules are averaged, so that
+/// the average (MHR-mu) serves tasks that were never trained (Caccia et al. 2023, arXiv
+/// 2211.03831).
+
+namespace mhr {
+
+/// `routing_rule::annealing` at a step of a training: 1 until the last `annealing_steps` steps,
+/// then cos(n / annealing_steps pi / 2), n from 0 to annealing_steps, so that at `total_steps` the
+/// routing is uniform (up to cos(pi / 2) = 6e-17). As in the code of MHR, step 0 is not annealed.
+///
+/// Errors: annealing_steps below 0; a step outside [0, total_steps].
+inline double annealing_at(index_t step, index_t total_steps, index_t annealing_steps) {
+    constexpr const char* function = "annealing_at";
+    require(
+        annealing_steps >= 0, function, "annealing_steps", [] { return "0 or more"; },
+        [&] { return std::to_string(annealing_steps); });
+    require(
+        step >= 0 && step <= total_steps, function, "step",
+        [&] { return "0 to " + std::to_string(total_steps); },
+        [&] { return std::to_string(step); });
+    const index_t n = annealing_steps - (total_steps - step);
+    if (n < 0 || step == 0 || annealing_steps == 0) return 1;
+    constexpr double half_pi = 1.5707963267948966;
+    return std::cos(static_cast<double>(n) / static_cast<double>(annealing_steps) * half_pi);
+}
+
+} // namespace mhr

@@ -1,0 +1,119 @@
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/scalar.hpp>
+#include <mhr/core/tensor_view.hpp>
+#include <mhr/routing/gates.hpp>
+
+/// \file
+/// Gates round another gate: noise before it, dropout after it, a module that is always on. They
+/// compose, as in `shared_module_gate{dropout_gate{sigmoid_gate{}, keep, 0.1}}`.
+
+namespace mhr {
+
+/// s = gate(l + scale noise): noisy logits, as mixtures of experts draw them before a softmax.
+/// `noise` is [entries, heads, modules], usually normal.
+template <class Gate, class U>
+struct noisy_gate {
+    Gate gate;
+    tensor_view<U, 3> noise;
+    double scale = 1;
+
+    template <class A>
+    A value(A logit, const gate_position& at) const noexcept {
+        return gate.value(noisy(logit, at), at);
+    }
+    template <class A>
+    A slope(A logit, const gate_position& at) const noexcept {
+        return gate.slope(noisy(logit, at), at);
+    }
+    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
+        gate.check(function, entries, heads, modules);
+        require_input(function, "gate.noise", noise, {entries, heads, modules});
+        require(
+            // In f32, where it may be used, it must not overflow.
+            std::abs(scale) <= static_cast<double>(std::numeric_limits<float>::max()), function,
+            "gate.scale", [] { return "a number in the range of f32"; },
+            [&] { return std::to_string(scale); });
+    }
+
+  private:
+    template <class A>
+    A noisy(A logit, const gate_position& at) const noexcept {
+        return logit + static_cast<A>(scale) * load<A>(noise(at.entry, at.head, at.module));
+    }
+};
+
+template <class Gate, class U>
+noisy_gate(Gate, tensor_view<U, 3>, double) -> noisy_gate<Gate, U>;
+template <class Gate, class U>
+noisy_gate(Gate, tensor_view<U, 3>) -> noisy_gate<Gate, U>;
+
+/// s = keep gate(l) / (1 - probability): dropout of modules with a given mask, before they are
+/// normalised. `keep` is [entries, heads, modules] of any arithmetic type, bool included; 0 drops.
+/// A module that is dropped gets no gradient.
+template <class Gate, class K>
+struct dropout_gate {
+    Gate gate;
+    tensor_view<K, 3> keep;
+    double probability = 0; ///< of being dropped, from 0 to below 1
+
+    template <class A>
+    A value(A logit, const gate_position& at) const noexcept {
+        return kept(at) ? gate.value(logit, at) * factor<A>() : A(0);
+    }
+    template <class A>
+    A slope(A logit, const gate_position& at) const noexcept {
+        return kept(at) ? gate.slope(logit, at) * factor<A>() : A(0);
+    }
+    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
+        gate.check(function, entries, heads, modules);
+        require_input(function, "gate.keep", keep, {entries, heads, modules});
+        require(
+            probability >= 0 && probability < 1, function, "gate.probability",
+            [] { return "a number from 0 to below 1"; },
+            [&] { return std::to_string(probability); });
+    }
+
+  private:
+    bool kept(const gate_position& at) const noexcept {
+        return static_cast<bool>(keep(at.entry, at.head, at.module));
+    }
+    template <class A>
+    A factor() const noexcept {
+        return static_cast<A>(1 / (1 - probability));
+    }
+};
+
+template <class Gate, class K>
+dropout_gate(Gate, tensor_view<K, 3>, double) -> dropout_gate<Gate, K>;
+
+/// As `gate`, but the last module of each head is shared by all tasks: s = 1, without gradient.
+template <class Gate>
+struct shared_module_gate {
+    Gate gate;
+
+    template <class A>
+    A value(A logit, const gate_position& at) const noexcept {
+        return is_shared(at) ? A(1) : gate.value(logit, at);
+    }
+    template <class A>
+    A slope(A logit, const gate_position& at) const noexcept {
+        return is_shared(at) ? A(0) : gate.slope(logit, at);
+    }
+    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
+        gate.check(function, entries, heads, modules);
+    }
+
+  private:
+    static bool is_shared(const gate_position& at) noexcept { return at.module == at.modules - 1; }
+};
+
+template <class Gate>
+shared_module_gate(Gate) -> shared_module_gate<Gate>;
+
+} // namespace mhr

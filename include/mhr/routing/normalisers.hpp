@@ -1,0 +1,196 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/tensor_view.hpp>
+
+/// \file
+/// Normalisers: how the gates s of one head become its weights w.
+///
+/// A normaliser is a small value with
+///   - `forward<A>(shape, s, put)`: calls `put(module, w)` for each module, s(module) being its
+///     gate;
+///   - `backward<A>(shape, s, d_w, add)`: calls `add(module, d_s)` for each module that gets a
+///     gradient;
+///   - `check(function, heads, modules)`, called once by the entry points.
+/// `s` and `d_w` are functions that are called as often as need be: nothing is stored.
+
+namespace mhr {
+
+/// The sizes that a normaliser may depend on.
+struct routing_shape {
+    index_t heads;
+    index_t modules;
+};
+
+/// Added to the sum of the gates of a head, as in the code of Polytropon, MHR and PEFT; the least
+/// length in the L2 normaliser.
+inline constexpr double normaliser_epsilon = 1e-12;
+
+/// w = s / (sum of s + 1e-12). If all gates of a head are 0, so are its weights.
+struct sum_normaliser {
+    template <class A, class S, class Put>
+    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+        A sum = static_cast<A>(normaliser_epsilon);
+        for (index_t m = 0; m < shape.modules; ++m)
+            sum += s(m);
+        for (index_t m = 0; m < shape.modules; ++m)
+            put(m, s(m) / sum);
+    }
+    /// d_s = (d_w - sum of w d_w) / (sum of s + 1e-12)
+    /// Where all gates are 0 that is d_w / 1e-12, as in the published code: straight-through gates,
+    /// which have a slope there, then give gradients beyond f16.
+    template <class A, class S, class D, class Add>
+    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+        A sum = static_cast<A>(normaliser_epsilon);
+        A weighted = 0;
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A gate = s(m);
+            sum += gate;
+            weighted += gate * d_w(m);
+        }
+        const A mean = weighted / sum;
+        for (index_t m = 0; m < shape.modules; ++m)
+            add(m, (d_w(m) - mean) / sum);
+    }
+    void check(const char*, index_t, index_t) const noexcept {}
+};
+
+/// w = s sqrt(heads / modules): no normalisation, but the "average correction" of the code of MHR.
+struct average_correction_normaliser {
+    template <class A, class S, class Put>
+    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+        for (index_t m = 0; m < shape.modules; ++m)
+            put(m, s(m) * factor<A>(shape));
+    }
+    template <class A, class S, class D, class Add>
+    void backward(const routing_shape& shape, S&&, D&& d_w, Add&& add) const noexcept {
+        for (index_t m = 0; m < shape.modules; ++m)
+            add(m, d_w(m) * factor<A>(shape));
+    }
+    void check(const char*, index_t, index_t) const noexcept {}
+
+  private:
+    template <class A>
+    static A factor(const routing_shape& shape) noexcept {
+        return std::sqrt(static_cast<A>(shape.heads) / static_cast<A>(shape.modules));
+    }
+};
+
+/// w = s / max(||s||, 1e-12), ||s|| the Euclidean length over the modules: for logits
+/// (identity_gate), which must be finite. Below that length the divisor is a constant, and so
+/// d_s = d_w / 1e-12.
+struct l2_normaliser {
+    template <class A, class S, class Put>
+    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+        const A length = std::max(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
+        for (index_t m = 0; m < shape.modules; ++m)
+            put(m, s(m) / length);
+    }
+    /// d_s = (d_w - w sum of w d_w) / ||s||
+    template <class A, class S, class D, class Add>
+    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+        constexpr A epsilon = static_cast<A>(normaliser_epsilon);
+        const A length = length_of<A>(shape, s);
+        const bool is_short = length < epsilon;
+        A along = 0;
+        for (index_t m = 0; m < shape.modules && !is_short; ++m)
+            along += s(m) / length * d_w(m);
+        for (index_t m = 0; m < shape.modules; ++m)
+            add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
+    }
+    void check(const char*, index_t, index_t) const noexcept {}
+
+  private:
+    /// Of s over its largest element, so that squares neither overflow nor vanish.
+    template <class A, class S>
+    static A length_of(const routing_shape& shape, S& s) noexcept {
+        A largest = 0;
+        for (index_t m = 0; m < shape.modules; ++m)
+            largest = std::max(largest, std::abs(s(m)));
+        if (largest == 0) return 0;
+        A sum = 0;
+        for (index_t m = 0; m < shape.modules; ++m)
+            sum += (s(m) / largest) * (s(m) / largest);
+        return largest * std::sqrt(sum);
+    }
+};
+
+/// w = exp(s) / sum of exp(s) over the `kept` modules of largest s, of equal ones the first; the
+/// others get weight 0 and no gradient. For logits (identity_gate, or noisy_gate round it). By
+/// default all modules are kept.
+///
+/// Cost: kept passes over the modules (one if all are kept).
+struct softmax_normaliser {
+    index_t kept = std::numeric_limits<index_t>::max();
+
+    template <class A, class S, class Put>
+    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+        const selection<A> chosen = select<A>(shape, s);
+        for (index_t m = 0; m < shape.modules; ++m)
+            put(m, chosen.weight(m, s(m)));
+    }
+    /// d_s = w (d_w - sum of w d_w)
+    template <class A, class S, class D, class Add>
+    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+        const selection<A> chosen = select<A>(shape, s);
+        A mean = 0;
+        for (index_t m = 0; m < shape.modules; ++m)
+            if (chosen.has(m, s(m))) mean += chosen.weight(m, s(m)) * d_w(m);
+        for (index_t m = 0; m < shape.modules; ++m)
+            if (chosen.has(m, s(m))) add(m, chosen.weight(m, s(m)) * (d_w(m) - mean));
+    }
+    void check(const char* function, index_t, index_t) const {
+        require(
+            kept >= 1, function, "normaliser.kept", [] { return "1 or more"; },
+            [&] { return std::to_string(kept); });
+    }
+
+  private:
+    /// The kept modules are those that do not come after the last one, in the order of falling s.
+    template <class A>
+    struct selection {
+        A largest = -std::numeric_limits<A>::infinity();
+        A last = std::numeric_limits<A>::infinity();
+        index_t last_module = -1;
+        A sum = 0;
+
+        // NaN counts as kept, so that it shows in the weights rather than being lost.
+        bool has(index_t m, A s) const noexcept {
+            return !(s < last) && !(s == last && m > last_module);
+        }
+        // Not s - largest alone, which is NaN for two infinities.
+        A exponential(A s) const noexcept { return s == largest ? A(1) : std::exp(s - largest); }
+        A weight(index_t m, A s) const noexcept { return has(m, s) ? exponential(s) / sum : A(0); }
+    };
+
+    template <class A, class S>
+    selection<A> select(const routing_shape& shape, S& s) const noexcept {
+        selection<A> chosen;
+        for (index_t m = 0; m < shape.modules; ++m)
+            chosen.largest = std::max(chosen.largest, s(m));
+        if (kept >= shape.modules) {
+            chosen.last = -std::numeric_limits<A>::infinity();
+            chosen.last_module = shape.modules;
+        } else {
+            // Each pass finds the next in order: no scratch, and few are kept.
+            for (index_t k = 0; k < kept; ++k) {
+                index_t next = -1;
+                for (index_t m = 0; m < shape.modules; ++m)
+                    if (!chosen.has(m, s(m)) && (next < 0 || s(m) > s(next))) next = m;
+                if (next < 0) break; // what is left is NaN
+                chosen.last = s(next);
+                chosen.last_module = next;
+            }
+        }
+        for (index_t m = 0; m < shape.modules; ++m)
+            if (chosen.has(m, s(m))) chosen.sum += chosen.exponential(s(m));
+        return chosen;
+    }
+};
+
+} // namespace mhr
