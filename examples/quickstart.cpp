@@ -31,7 +31,8 @@ int main() {
     std::vector<float> w(static_cast<std::size_t>(plan.entries() * heads * modules));
     const tensor_view<float, 3> weights(w.data(), {plan.entries(), heads, modules});
     const mhr::serial_executor executor;
-    mhr::router_forward(executor, logits, plan.tasks(), mhr::sigmoid_gate{}, weights);
+    const mhr::routing_rule rule{mhr::sigmoid_gate{}}; // while training: gumbel_sigmoid_gate
+    mhr::router_forward(executor, logits, plan.tasks(), rule, weights);
 
     // For each layer: y += scale * (x A) B, with A and B mixed once for each distinct task.
     const auto shape = mhr::shape_of(inventory);
@@ -48,7 +49,7 @@ int main() {
                               tensor_view<const float, 2>(d_y.data(), {rows, out}),
                               tensor_view<float, 2>{}, mhr::lora_inventory<float>{}, d_weights,
                               scratch); // the routing alone: MHR-z
-    mhr::router_backward(executor, logits, plan.tasks(), mhr::sigmoid_gate{}, d_weights,
+    mhr::router_backward(executor, logits, plan.tasks(), rule, d_weights,
                          tensor_view<float, 3>(d_z.data(), logits.extents()));
     std::printf("y: task 3 %.4f, task 0 %.4f, base only %.4f; d_logits of task 3: %.2e\n",
                 y_view(0, 0), y_view(2, 0), y_view(3, 0), d_z[3 * heads * modules]);

@@ -44,6 +44,23 @@ void make_plan(mhr::batch_plan& plan, const task_rows& rows) {
 
 constexpr mhr::serial_executor executor; // the threads work on different trainings
 
+/// Zeros for the gradient of one adapter for each entry of a plan.
+mhr::lora_batch<float> take_gradients(mhr::owned_workspace& memory, index_t entries, int l,
+                                      index_t rank) {
+    const auto take = [&](mhr::workspace& from) {
+        const auto a = from.take<float, 3>({entries, inputs(l), rank});
+        return mhr::lora_batch<float>{a, from.take<float, 3>({entries, rank, outputs(l)})};
+    };
+    mhr::workspace meter;
+    take(meter);
+    memory.reserve(meter.used());
+    mhr::workspace workspace = memory;
+    const auto gradients = take(workspace);
+    std::fill_n(gradients.a.data(), gradients.a.size(), 0.0F);
+    std::fill_n(gradients.b.data(), gradients.b.size(), 0.0F);
+    return gradients;
+}
+
 } // namespace
 
 plain_adapters::plain_adapters(index_t rank, std::uint64_t seed) : rank_(rank) {
@@ -63,26 +80,53 @@ mhr::lora<float> plain_adapters::view(aligned_floats& values, int l) {
     return {{a, {inputs(l), rank_}}, {a + inputs(l) * rank_, {rank_, outputs(l)}}};
 }
 
-void plain_adapters::begin(const task_rows& rows, random_engine*) {
-    plan_.assign_single_task(rows.task_of_sequence.extent(0) * rows.rows_of_sequence);
+/// The one adapter for each entry of the plan: strides of 0.
+mhr::lora_batch<float> plain_adapters::adapters(int l) {
+    const auto [a, b] = adapter(l);
+    const index_t entries = plan_.entries();
+    return {{a.data(), {entries, a.extent(0), rank_}, {0, rank_, 1}},
+            {b.data(), {entries, rank_, b.extent(1)}, {0, b.extent(1), 1}}};
+}
+
+mhr::tensor_view<float, 2> plain_adapters::hidden(int l) {
+    return {hidden_.data() + l * plan_.rows() * rank_, {plan_.rows(), rank_}};
+}
+
+void plain_adapters::reserve() {
     hidden_.resize(static_cast<std::size_t>(layer_count * plan_.rows() * rank_));
     scratch_.reserve(mhr::lora_backward_workspace_size<float>(plan_, rank_));
 }
 
+void plain_adapters::begin(const task_rows& rows, const routing_mode&) {
+    plan_.assign_single_task(rows.task_of_sequence.extent(0) * rows.rows_of_sequence);
+    reserve();
+}
+
+void plain_adapters::begin_alignment(const task_rows& rows) {
+    make_plan(plan_, rows);
+    reserve();
+}
+
 void plain_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
-    const mhr::tensor_view<float, 2> hidden(hidden_.data() + l * plan_.rows() * rank_,
-                                            {plan_.rows(), rank_});
-    mhr::lora_forward(executor, plan_, cross_task::view(x), as_batch(adapter(l)),
-                      1.0 / static_cast<double>(rank_), cross_task::view(y), hidden);
+    mhr::lora_forward(executor, plan_, cross_task::view(x), adapters(l),
+                      1.0 / static_cast<double>(rank_), cross_task::view(y), hidden(l));
 }
 
 void plain_adapters::backward(int l, const const_matrix_view<float>& x,
                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
-    const mhr::tensor_view<const float, 2> hidden(hidden_.data() + l * plan_.rows() * rank_,
-                                                  {plan_.rows(), rank_});
-    mhr::lora_backward(executor, plan_, cross_task::view(x), as_batch(adapter(l)),
-                       1.0 / static_cast<double>(rank_), hidden, cross_task::view(d_y),
+    mhr::lora_backward(executor, plan_, cross_task::view(x), adapters(l),
+                       1.0 / static_cast<double>(rank_), hidden(l), cross_task::view(d_y),
                        cross_task::view(d_x), as_batch(view(modules_.gradients, l)), scratch_);
+}
+
+void plain_adapters::add_gram(int l, const const_matrix_view<float>& x,
+                              const const_matrix_view<float>& d_y, matrix_view<float>& d_x,
+                              mhr::tensor_view<double, 2> gram) {
+    const auto gradients = take_gradients(gradients_of_tasks_, plan_.entries(), l, rank_);
+    mhr::lora_backward(executor, plan_, cross_task::view(x), adapters(l),
+                       1.0 / static_cast<double>(rank_), hidden(l), cross_task::view(d_y),
+                       cross_task::view(d_x), gradients, scratch_);
+    mhr::lora_gradient_gram(executor, gradients, gram);
 }
 
 routed_adapters::routed_adapters(const routed_options& options, std::uint64_t seed)
@@ -150,35 +194,38 @@ std::vector<float> routed_adapters::weights() const {
             {layer_count * row, options_.modules, 1});
         mhr::router_forward(executor, table(logits, l, options_.tasks),
                             mhr::tensor_view<const std::int64_t, 1>(tasks.data(), {options_.tasks}),
-                            mhr::sigmoid_gate{}, of_layer);
+                            mhr::routing_rule{mhr::sigmoid_gate{}}, of_layer);
     }
     return result;
 }
 
 template <class Route>
-void routed_adapters::with_gate(int l, Route&& route) {
+void routed_adapters::with_rule(int l, Route&& route) {
+    constexpr mhr::sum_normaliser normaliser;
     if (noisy_)
-        route(mhr::gumbel_sigmoid_gate{table(uniforms_, l, plan_.entries())});
+        route(mhr::routing_rule{mhr::gumbel_sigmoid_gate{table(uniforms_, l, plan_.entries())},
+                                normaliser, annealing_});
     else
-        route(mhr::sigmoid_gate{});
+        route(mhr::routing_rule{mhr::sigmoid_gate{}, normaliser, annealing_});
 }
 
-void routed_adapters::begin(const task_rows& rows, random_engine* noise) {
+void routed_adapters::begin(const task_rows& rows, const routing_mode& mode) {
     make_plan(plan_, rows);
     const auto numbers =
         static_cast<std::size_t>(layer_count * plan_.entries() * options_.heads * options_.modules);
     weights_.resize(numbers);
     d_weights_.assign(numbers, 0.0F);
-    noisy_ = noise != nullptr;
+    annealing_ = mode.annealing;
+    noisy_ = mode.noise != nullptr;
     if (noisy_) {
         uniforms_.resize(numbers);
-        mhr::draw_uniforms(
-            *noise, mhr::tensor_view<float, 1>(uniforms_.data(), {static_cast<index_t>(numbers)}));
+        mhr::draw_uniforms(*mode.noise, mhr::tensor_view<float, 1>(
+                                            uniforms_.data(), {static_cast<index_t>(numbers)}));
     }
     for (int l = 0; l < layer_count; ++l) {
-        with_gate(l, [&](const auto& gate) {
+        with_rule(l, [&](const auto& rule) {
             mhr::router_forward(executor, table(logits_.values, l, options_.tasks), plan_.tasks(),
-                                gate, table(weights_, l, plan_.entries()));
+                                rule, table(weights_, l, plan_.entries()));
         });
         const mhr::lora_shape shape = shape_of(inventory(modules_.values, l));
         auto& memory = state_memory_[static_cast<std::size_t>(l)];
@@ -210,12 +257,24 @@ void routed_adapters::backward(int l, const const_matrix_view<float>& x,
                               d_inventory, d_weights, scratch_);
 }
 
+void routed_adapters::add_gram(int l, const const_matrix_view<float>& x,
+                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x,
+                               mhr::tensor_view<double, 2> gram) {
+    // The gradients of the mixed adapters say all: those of the modules are their multiples.
+    const auto& state = states_[static_cast<std::size_t>(l)];
+    const auto gradients = take_gradients(gradients_of_tasks_, plan_.entries(), l, options_.rank);
+    mhr::lora_backward(executor, plan_, view(x), state.mixed,
+                       1.0 / static_cast<double>(options_.rank), state.hidden, view(d_y), view(d_x),
+                       gradients, scratch_);
+    mhr::routed_lora_gradient_gram(executor, table(weights_, l, plan_.entries()), gradients, gram);
+}
+
 void routed_adapters::end() {
     if (!trains_logits()) return;
     for (int l = 0; l < layer_count; ++l)
-        with_gate(l, [&](const auto& gate) {
+        with_rule(l, [&](const auto& rule) {
             mhr::router_backward(executor, table(logits_.values, l, options_.tasks), plan_.tasks(),
-                                 gate, table(d_weights_, l, plan_.entries()),
+                                 rule, table(d_weights_, l, plan_.entries()),
                                  table(logits_.gradients, l, options_.tasks));
         });
 }

@@ -37,6 +37,12 @@ struct task_rows {
     mhr::index_t rows_of_sequence = 0;
 };
 
+/// How the tasks of a batch are routed; plain adapters have no use for it.
+struct routing_mode {
+    random_engine* noise = nullptr; ///< through the Gumbel-sigmoid, else the plain sigmoid
+    double annealing = 1;           ///< 1: as learnt, 0: uniformly (mhr::routing_rule)
+};
+
 /// One plain LoRA adapter for each linear layer, used for all rows whatever their task. With rank r
 /// the host's layers become y += x A B / r.
 class plain_adapters {
@@ -46,12 +52,19 @@ class plain_adapters {
 
     mhr::lora<float> adapter(int l) { return view(modules_.values, l); }
 
-    /// Prepares for batches of the given rows. There is nothing to draw: `noise` is ignored.
-    void begin(const task_rows& rows, random_engine* noise = nullptr);
+    /// Prepares for batches of the given rows.
+    void begin(const task_rows& rows, const routing_mode& mode = {});
     void forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y);
     void backward(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
                   matrix_view<float>& d_x);
     void end() {}
+
+    /// Instead of `begin`, where `add_gram` follows rather than `backward`.
+    void begin_alignment(const task_rows& rows);
+    /// Adds the inner products of the tasks' gradients to layer l's adapter to `gram`
+    /// [tasks, tasks]; what goes back to x goes on.
+    void add_gram(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
+                  matrix_view<float>& d_x, mhr::tensor_view<double, 2> gram);
 
     /// What is trained.
     parameter_group& modules() { return modules_; }
@@ -60,11 +73,15 @@ class plain_adapters {
 
   private:
     mhr::lora<float> view(aligned_floats& values, int l);
+    mhr::lora_batch<float> adapters(int l);
+    mhr::tensor_view<float, 2> hidden(int l);
+    void reserve();
 
     mhr::index_t rank_;
     parameter_group modules_;
     mhr::batch_plan plan_;
     std::vector<float> hidden_; // [layers, rows, rank]: what forwards keep for their backwards
+    mhr::owned_workspace gradients_of_tasks_;
     mhr::owned_workspace scratch_;
 };
 
@@ -93,14 +110,18 @@ class routed_adapters {
     /// Weights of all tasks without noise, [tasks, layers, heads, modules].
     std::vector<float> weights() const;
 
-    /// Makes the plan of a batch and routes its tasks: with `noise` through the Gumbel-sigmoid,
-    /// else through the plain sigmoid.
-    void begin(const task_rows& rows, random_engine* noise = nullptr);
+    /// Makes the plan of a batch and routes its tasks.
+    void begin(const task_rows& rows, const routing_mode& mode = {});
     void forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y);
     void backward(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
                   matrix_view<float>& d_x);
     /// Completes the gradient: that of the weights goes back to the logits.
     void end();
+
+    /// As those of plain_adapters; the gradients are those to layer l's inventory.
+    void begin_alignment(const task_rows& rows) { begin(rows); }
+    void add_gram(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
+                  matrix_view<float>& d_x, mhr::tensor_view<double, 2> gram);
 
     parameter_group& modules() { return modules_; }
     parameter_group& logits() { return logits_; }
@@ -116,11 +137,12 @@ class routed_adapters {
     mhr::tensor_view<float, 3> table(aligned_floats& values, int l, mhr::index_t rows) const;
     void draw_logits(std::uint64_t seed);
     template <class Route>
-    void with_gate(int l, Route&& route);
+    void with_rule(int l, Route&& route);
 
     routed_options options_;
     bool trains_modules_ = true;
     bool noisy_ = false;
+    double annealing_ = 1;
     parameter_group modules_;
     parameter_group logits_; // [layers, tasks, heads, modules]
 
@@ -132,6 +154,7 @@ class routed_adapters {
     std::vector<mhr::owned_workspace> state_memory_;
     std::vector<mhr::routed_lora_state<float>> states_;
     mhr::owned_workspace scratch_;
+    mhr::owned_workspace gradients_of_tasks_;
 };
 
 } // namespace cross_task

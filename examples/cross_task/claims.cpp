@@ -18,6 +18,10 @@ const std::vector<claim>& paper_claims() {
         const std::string average_shared = "The average module is better than a shared adapter";
         const std::string zero_shot =
             "The average module is better than a shared adapter, zero-shot";
+        const std::string further = "The same after further training, routing annealed to uniform";
+        const std::string annealing = "Annealing improves the average module, zero-shot";
+        const std::string aligns = "Routing aligns the gradients of the tasks";
+        const std::string aligns_more = "Several heads align them more than one";
         return std::vector<claim>{
             {helps, "shared LoRA r16", "LoRA from scratch", section::few_shot},
             {learned, "Poly", "random routing", section::few_shot},
@@ -38,6 +42,17 @@ const std::vector<claim>& paper_claims() {
             {average_shared, "MHR-mu h32", "shared LoRA r16", section::few_shot},
             {zero_shot, "MHR-mu h8", "shared LoRA r16", section::zero_shot},
             {zero_shot, "MHR-mu h32", "shared LoRA r16", section::zero_shot},
+            {further, "MHR-mu h8, annealed", "shared LoRA r16, further", section::zero_shot},
+            {further, "MHR-mu h32, annealed", "shared LoRA r16, further", section::zero_shot},
+            {further, "MHR-mu h8, annealed", "shared LoRA r128, further", section::zero_shot},
+            {further, "MHR-mu h8, further", "shared LoRA r16, further", section::zero_shot},
+            {annealing, "MHR-mu h8, annealed", "MHR-mu h8", section::zero_shot},
+            {annealing, "MHR-mu h32, annealed", "MHR-mu h32", section::zero_shot},
+            {aligns, "Poly", "shared LoRA r128", section::alignment},
+            {aligns, "MHR h8", "shared LoRA r128", section::alignment},
+            {aligns, "MHR h32", "shared LoRA r128", section::alignment},
+            {aligns_more, "MHR h8", "Poly", section::alignment},
+            {aligns_more, "MHR h32", "Poly", section::alignment},
         };
     }();
     return claims;

@@ -6,10 +6,10 @@
 namespace cross_task {
 
 /// Which results a claim is about.
-enum class section { few_shot, zero_shot, fit };
+enum class section { few_shot, zero_shot, fit, alignment };
 
 /// A claim of the paper, as a comparison of two methods. It says that the first needs fewer bits
-/// than the second, or as few where `text` says so.
+/// than the second, or as few where `text` says so; of alignment, that its gradients agree more.
 struct claim {
     std::string text;
     std::string first;

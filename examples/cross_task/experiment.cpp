@@ -2,6 +2,7 @@
 
 #include "jobs.hpp"
 #include "methods.hpp"
+#include "prepared_language.hpp"
 #include "processor_time.hpp"
 #include "training.hpp"
 
@@ -14,84 +15,10 @@
 
 namespace cross_task {
 
-experiment_options quick_options(std::uint64_t first_seed) {
-    experiment_options options;
-    options.size = "quick";
-    options.seeds = {first_seed};
-    options.evaluation_words = 60;
-    options.word_counts = {32};
-    options.most_development_languages = 2;
-    options.most_test_languages = 2;
-    options.pretraining.steps = 60;
-    options.pretraining.rows = 512;
-    options.multi_task_steps = 30;
-    options.rows_of_task = 16;
-    options.multi_task_rates = {1e-2};
-    options.few_shot_rates = {1e-3, 3e-3};
-    options.few_shot_steps = {20};
-    return options;
-}
-
-experiment_options default_options(std::uint64_t first_seed) {
-    experiment_options options;
-    options.size = "default";
-    options.seeds = {first_seed, first_seed + 1, first_seed + 2};
-    options.evaluation_words = 200;
-    options.word_counts = {32, 128};
-    options.most_development_languages = 3;
-    options.pretraining.steps = 800;
-    options.multi_task_steps = 400;
-    options.rows_of_task = 24;
-    options.multi_task_rates = {1e-2};
-    options.few_shot_rates = {1e-3, 3e-3, 1e-2};
-    options.few_shot_steps = {100, 200};
-    return options;
-}
-
-experiment_options full_options(std::uint64_t first_seed) {
-    experiment_options options;
-    options.size = "full";
-    for (std::uint64_t s = 0; s < 5; ++s)
-        options.seeds.push_back(first_seed + s);
-    options.word_counts = {32, 128, 512};
-    options.multi_task_rates = {3e-3, 1e-2, 3e-2};
-    options.few_shot_rates = {1e-3, 3e-3, 1e-2};
-    options.few_shot_steps = {100, 300, 1000};
-    return options;
-}
-
 namespace {
 
 constexpr double multi_task_logit_speed = 10;
 constexpr double few_shot_logit_speed = 100;
-
-/// A language with its words as positions.
-struct prepared_language {
-    std::string code;
-    position_list evaluation;
-    position_list training;
-    std::vector<position_list> few_shot; ///< one for each number of words
-};
-
-std::vector<prepared_language> prepare(const std::vector<language_data>& languages,
-                                       const experiment_options& options, std::size_t most) {
-    std::vector<prepared_language> result;
-    for (std::size_t i = 0; i < std::min(most, languages.size()); ++i) {
-        const language_data& language = languages[i];
-        prepared_language prepared{language.code,
-                                   position_list(language.evaluation),
-                                   position_list(language.training),
-                                   {}};
-        for (int count : options.word_counts) {
-            const auto available = static_cast<std::ptrdiff_t>(language.few_shot.size());
-            prepared.few_shot.emplace_back(std::vector<std::string>(
-                language.few_shot.begin(),
-                language.few_shot.begin() + std::min<std::ptrdiff_t>(count, available)));
-        }
-        result.push_back(std::move(prepared));
-    }
-    return result;
-}
 
 std::vector<position_list> training_positions(const std::vector<prepared_language>& languages) {
     std::vector<position_list> result;
@@ -115,7 +42,14 @@ std::uint64_t derived_seed(std::uint64_t seed, std::uint64_t purpose, std::uint6
     z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
     return z ^ (z >> 31U);
 }
-enum purpose : std::uint64_t { for_host, for_adapters, for_training, for_new_task, for_few_shot };
+enum purpose : std::uint64_t {
+    for_host,
+    for_adapters,
+    for_training,
+    for_new_task,
+    for_few_shot,
+    for_further_training
+};
 
 /// Where the smallest of [first, last) is; a training that diverged (NaN) never wins.
 std::size_t smallest(const std::vector<double>& values, std::size_t first, std::size_t last) {
@@ -138,10 +72,11 @@ class experiment {
     experiment(const corpus& words, const experiment_options& options,
                const phase_callback& begin_phase)
         : options_(options), begin_phase_(begin_phase),
-          host_languages_(prepare(words.host, options, words.host.size())),
-          training_(prepare(words.training, options, words.training.size())),
-          development_(prepare(words.development, options, options.most_development_languages)),
-          test_(prepare(words.test, options, options.most_test_languages)),
+          host_languages_(prepare(words.host, options.word_counts, words.host.size())),
+          training_(prepare(words.training, options.word_counts, words.training.size())),
+          development_(
+              prepare(words.development, options.word_counts, options.most_development_languages)),
+          test_(prepare(words.test, options.word_counts, options.most_test_languages)),
           training_positions_(training_positions(training_)) {}
 
     results run() {
@@ -150,6 +85,7 @@ class experiment {
         pretrain_hosts();
         train_adapters();
         evaluate_without_adaptation();
+        train_further();
         choose_few_shot_settings();
         adapt_to_test_languages();
         found_.seconds = seconds_since(start);
@@ -178,6 +114,8 @@ class experiment {
             if (!method.routed) found_.zero_shot_methods.push_back(method.name);
         for (const auto& method : few_shot_methods())
             if (method.kind == adaptation::average) found_.zero_shot_methods.push_back(method.name);
+        for (const auto& method : further_methods())
+            found_.zero_shot_methods.push_back(method.name);
         found_.seeds = options_.seeds;
         found_.word_counts = options_.word_counts;
         found_.training_languages = codes(training_);
@@ -191,7 +129,8 @@ class experiment {
              << options_.pretraining.rows << " positions, adapters for "
              << options_.multi_task_steps << " steps of " << training_.size() << " x "
              << options_.rows_of_task << " positions (logits learn " << multi_task_logit_speed
-             << " times as fast as modules). Adaptation takes " << options_.few_shot_rows
+             << " times as fast as modules), for zero-shot " << options_.further_steps
+             << " more. Adaptation takes " << options_.few_shot_rows
              << " positions a step (logits learn " << few_shot_logit_speed
              << " times as fast). AdamW without decay, 6 % warm-up, then linear to zero. "
              << options_.evaluation_words << " evaluation words for each language.";
@@ -225,7 +164,7 @@ class experiment {
         curves_.resize(methods * seeds());
 
         std::vector<any_adapters> candidates(methods * rates, trained_.front());
-        std::vector<learning_curve> candidate_curves(methods * rates);
+        std::vector<multi_task_curves> candidate_curves(methods * rates);
         std::vector<double> bits(methods * rates);
         run_jobs(methods * rates, options_.threads, [&](std::size_t job) {
             const std::size_t method = job / rates;
@@ -251,7 +190,10 @@ class experiment {
             std::tie(trained_[place], curves_[place]) =
                 train(method, 1 + job % others, chosen[method], step);
         });
-        found_.curves = curves_;
+        for (const auto& [learning, alignment] : curves_) {
+            found_.curves.push_back(learning);
+            found_.alignment.push_back(alignment);
+        }
         for (std::size_t method = 0; method < methods; ++method) {
             const auto* routed = std::get_if<routed_adapters>(&trained_[method * seeds()]);
             if (routed == nullptr) continue;
@@ -262,27 +204,30 @@ class experiment {
         }
     }
 
-    std::pair<any_adapters, learning_curve> train(std::size_t method, std::size_t s, double rate,
-                                                  const std::function<void()>& step) {
+    std::pair<any_adapters, multi_task_curves> train(std::size_t method, std::size_t s, double rate,
+                                                     const std::function<void()>& step) {
         const std::uint64_t seed = options_.seeds[s];
         any_adapters adapters =
             make_adapters(training_methods()[method], static_cast<mhr::index_t>(training_.size()),
                           derived_seed(seed, for_adapters, method));
-        const training_settings settings{options_.multi_task_steps, rate,
-                                         rate * multi_task_logit_speed};
+        const multi_task_settings settings{
+            {options_.multi_task_steps, rate, rate * multi_task_logit_speed},
+            options_.rows_of_task,
+            0,
+            options_.alignment_measures,
+            options_.alignment_rows};
         const double start = thread_seconds();
         // The batches are the same for all methods.
-        learning_curve curve = std::visit(
+        multi_task_curves curves = std::visit(
             [&](auto& trained) {
-                return train_multi_task(hosts_[s], trained, training_positions_,
-                                        options_.rows_of_task, settings,
+                return train_multi_task(hosts_[s], trained, training_positions_, settings,
                                         derived_seed(seed, for_training, 0), step);
             },
             adapters);
-        curve.method = training_methods()[method].name;
-        curve.seed = seed;
-        curve.seconds = thread_seconds() - start;
-        return {std::move(adapters), std::move(curve)};
+        curves.learning.method = curves.alignment.method = training_methods()[method].name;
+        curves.learning.seed = curves.alignment.seed = seed;
+        curves.learning.seconds = thread_seconds() - start;
+        return {std::move(adapters), std::move(curves)};
     }
 
     /// How well freshly trained adapters adapt to the development languages with the middle of the
@@ -350,6 +295,74 @@ class experiment {
             found_.fit.insert(found_.fit.end(), of_job.begin(), of_job.end());
         for (const auto& of_job : zero_shots)
             found_.adaptation.insert(found_.adaptation.end(), of_job.begin(), of_job.end());
+    }
+
+    /// Some adapters a few steps further, to be evaluated zero-shot. As in the multi-task training,
+    /// the first seed runs the grid of rates; here it is zero-shot on the development languages
+    /// that the best one is chosen by.
+    void train_further() {
+        const std::size_t methods = further_methods().size();
+        const std::size_t rates = options_.further_rates.size();
+        const std::size_t others = seeds() - 1;
+        const auto step =
+            begin_phase_("Further training",
+                         static_cast<int>(methods * (rates + others)) * options_.further_steps);
+        std::vector<any_adapters> served(methods * seeds(), any_adapters(plain_adapters(1, 0)));
+        std::vector<any_adapters> candidates(methods * rates, served.front());
+        std::vector<double> bits(methods * rates);
+        run_jobs(methods * rates, options_.threads, [&](std::size_t job) {
+            candidates[job] = trained_further(further_methods()[job / rates], 0,
+                                              options_.further_rates[job % rates], step);
+            for (const auto& language : development_)
+                bits[job] += evaluate_any(hosts_[0], candidates[job], 0, language.evaluation) /
+                             static_cast<double>(development_.size());
+        });
+        std::vector<double> chosen(methods);
+        for (std::size_t method = 0; method < methods; ++method) {
+            const std::size_t best = smallest(bits, method * rates, (method + 1) * rates);
+            chosen[method] = options_.further_rates[best % rates];
+            served[method * seeds()] = candidates[best];
+            found_.settings.push_back({further_methods()[method].name, 0, chosen[method],
+                                       options_.further_steps, bits[best]});
+        }
+        run_jobs(methods * others, options_.threads, [&](std::size_t job) {
+            const std::size_t method = job / others;
+            const std::size_t s = 1 + job % others;
+            served[method * seeds() + s] =
+                trained_further(further_methods()[method], s, chosen[method], step);
+        });
+
+        std::vector<std::vector<adaptation_result>> zero_shots(methods * seeds());
+        run_jobs(methods * seeds(), options_.threads, [&](std::size_t job) {
+            const std::size_t s = job % seeds();
+            for (const auto& language : test_)
+                zero_shots[job].push_back(
+                    {further_methods()[job / seeds()].name, options_.seeds[s], 0, language.code,
+                     evaluate_any(hosts_[s], served[job], 0, language.evaluation), 0, 0});
+        });
+        for (const auto& of_job : zero_shots)
+            found_.adaptation.insert(found_.adaptation.end(), of_job.begin(), of_job.end());
+    }
+
+    /// What a further training leaves to serve tasks that were not trained.
+    any_adapters trained_further(const further_method& method, std::size_t s, double rate,
+                                 const std::function<void()>& step) const {
+        any_adapters adapters =
+            adapters_for_further_training(method, trained_[method.training * seeds() + s]);
+        const multi_task_settings settings{
+            {options_.further_steps, rate, rate * multi_task_logit_speed},
+            options_.rows_of_task,
+            method.kind == continuation::annealed ? options_.further_steps : 0,
+            0,
+            0};
+        // The batches are the same for all methods.
+        std::visit(
+            [&](auto& trained) {
+                train_multi_task(hosts_[s], trained, training_positions_, settings,
+                                 derived_seed(options_.seeds[s], for_further_training, 0), step);
+            },
+            adapters);
+        return adapters_without_routing(adapters);
     }
 
     /// Rate and steps of each method and number of words: the best of the grid, by the mean over
@@ -439,7 +452,7 @@ class experiment {
 
     std::vector<host_model> hosts_;          // [seeds]
     std::vector<any_adapters> trained_;      // [training methods, seeds]
-    std::vector<learning_curve> curves_;     // [training methods, seeds]
+    std::vector<multi_task_curves> curves_;  // [training methods, seeds]
     std::vector<few_shot_setting> settings_; // [few-shot methods, numbers of words]
     results found_;
 };

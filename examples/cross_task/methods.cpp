@@ -34,6 +34,18 @@ const std::vector<few_shot_method>& few_shot_methods() {
     return methods;
 }
 
+const std::vector<further_method>& further_methods() {
+    static const std::vector<further_method> methods{
+        {"shared LoRA r16, further", 0, continuation::as_before},
+        {"shared LoRA r128, further", 1, continuation::as_before},
+        {"Poly-mu, annealed", 3, continuation::annealed},
+        {"MHR-mu h8, annealed", 4, continuation::annealed},
+        {"MHR-mu h32, annealed", 5, continuation::annealed},
+        {"MHR-mu h8, further", 4, continuation::average},
+    };
+    return methods;
+}
+
 any_adapters make_adapters(const training_method& method, mhr::index_t tasks, std::uint64_t seed) {
     if (!method.routed) return plain_adapters(method.rank, seed);
     return routed_adapters({tasks, method.heads, method.modules, method.rank, method.kind}, seed);
@@ -49,6 +61,17 @@ any_adapters adapters_for_new_task(const few_shot_method& method, const any_adap
     routed_adapters result = routed->for_new_task(seed);
     if (method.kind == adaptation::routing_only) result.freeze_modules();
     return result;
+}
+
+any_adapters adapters_for_further_training(const further_method& method,
+                                           const any_adapters& trained) {
+    return method.kind == continuation::average ? adapters_without_routing(trained) : trained;
+}
+
+any_adapters adapters_without_routing(const any_adapters& trained) {
+    const auto* routed = std::get_if<routed_adapters>(&trained);
+    if (routed == nullptr) return trained;
+    return routed->average();
 }
 
 std::int64_t trained_parameters(any_adapters& adapters) {

@@ -35,8 +35,24 @@ struct few_shot_method {
     adaptation kind;
 };
 
+/// What of a multi-task training is trained some steps further, on the same tasks, to serve new
+/// tasks zero-shot.
+enum class continuation {
+    as_before, ///< the adapters as they are
+    annealed,  ///< the modules while the routing becomes uniform, and then averaged
+    average    ///< the average of the modules, as one plain adapter
+};
+
+/// A way of further training.
+struct further_method {
+    std::string name;
+    std::size_t training; ///< number of the training method
+    continuation kind;
+};
+
 const std::vector<training_method>& training_methods();
 const std::vector<few_shot_method>& few_shot_methods();
+const std::vector<further_method>& further_methods();
 
 /// Adapters of either class.
 using any_adapters = std::variant<plain_adapters, routed_adapters>;
@@ -47,6 +63,13 @@ any_adapters make_adapters(const training_method& method, mhr::index_t tasks, st
 /// What a method starts from on a new task.
 any_adapters adapters_for_new_task(const few_shot_method& method, const any_adapters& trained,
                                    std::uint64_t seed);
+
+/// What a further training starts from.
+any_adapters adapters_for_further_training(const further_method& method,
+                                           const any_adapters& trained);
+
+/// What serves tasks that were not trained: the average of the modules if they are routed.
+any_adapters adapters_without_routing(const any_adapters& trained);
 
 /// Numbers that training changes.
 std::int64_t trained_parameters(any_adapters& adapters);

@@ -109,6 +109,44 @@ plot plot_learning_curves(const results& of) {
     return to;
 }
 
+/// Cosines are noisy from batch to batch: each point of the picture is a mean of so many measures.
+constexpr std::size_t smoothing = 5;
+
+plot plot_alignment(const results& of) {
+    plot to("gradient_alignment", 900, 460);
+    to.script << "set xlabel 'training step'\n"
+              << "set ylabel 'mean cosine between the gradients of two languages'\n"
+              << "set key outside right center reverse Left samplen 2 spacing 1.4\n"
+              << "set arrow from graph 0, first 0 to graph 1, first 0 nohead linewidth 0.6 "
+                 "linecolor rgb '#888888' back\n"
+              << "plot ";
+    for (const std::string& method : of.fit_methods) {
+        const auto first =
+            std::find_if(of.alignment.begin(), of.alignment.end(),
+                         [&](const alignment_curve& curve) { return curve.method == method; });
+        if (first == of.alignment.end()) continue;
+        const scores cosines = scores::of_alignment(of, method);
+        const std::size_t width = std::min(smoothing, cosines.items());
+        to.begin_data(method);
+        for (std::size_t i = 0; i + width <= cosines.items(); ++i) {
+            double step = 0;
+            double cosine = 0;
+            for (std::size_t k = i; k < i + width; ++k) {
+                step += first->step[k];
+                for (std::size_t s = 0; s < cosines.seeds(); ++s)
+                    cosine += cosines.at(s, k) / static_cast<double>(cosines.seeds());
+            }
+            to.data << step / static_cast<double>(width) << ' '
+                    << cosine / static_cast<double>(width) << '\n';
+        }
+        to.script << (to.last_block() == 0 ? "" : ", ") << to.data_file() << " index "
+                  << to.last_block() << " using 1:2 with lines linewidth 2 linecolor rgb '"
+                  << colour_of(method) << "' title " << gnuplot_string(method);
+    }
+    to.script << '\n';
+    return to;
+}
+
 struct measured_point {
     std::string method;
     double parameters = 0;
@@ -274,6 +312,12 @@ std::vector<picture> draw_pictures(const std::filesystem::path& gnuplot,
         pictures.push_back(plot_learning_curves(of).draw(
             gnuplot, folder, "Learning curves of the multi-task training",
             "Bits per character of the training batches, " + mean_over_seeds(of) + "."));
+    if (!of.alignment.empty())
+        pictures.push_back(plot_alignment(of).draw(
+            gnuplot, folder, "Gradient alignment over the multi-task training",
+            "Mean cosine between the gradients of each pair of training languages to the shared "
+            "parameters, running mean over " +
+                std::to_string(smoothing) + " measures, " + mean_over_seeds(of) + "."));
     if (!of.methods.empty() && !of.word_counts.empty())
         pictures.push_back(plot_bits_against_parameters(of).draw(
             gnuplot, folder, "Bits against trained parameters",

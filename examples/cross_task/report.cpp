@@ -1,6 +1,7 @@
 #include "report.hpp"
 
 #include "claims.hpp"
+#include "host_model.hpp"
 #include "progress.hpp"
 #include "statistics.hpp"
 #include "table.hpp"
@@ -38,7 +39,7 @@ std::string words_title(int words) {
     return std::to_string(words) + " words";
 }
 
-cell bits_cell(const scores& of) {
+cell mean_cell(const scores& of) {
     const summary found = summarise(of);
     std::string text = fixed(found.mean, 3);
     if (found.standard_deviation) text += plus_minus + fixed(*found.standard_deviation, 3);
@@ -62,7 +63,7 @@ table few_shot_table(const results& of) {
         std::vector<std::string> parameters;
         std::vector<std::string> seconds;
         for (const int words : of.word_counts) {
-            bits.push_back(bits_cell(scores::of_adaptation(of, method, words)));
+            bits.push_back(mean_cell(scores::of_adaptation(of, method, words)));
             const cost found = adaptation_cost(of, method, words);
             parameters.push_back(grouped(found.trained_parameters));
             seconds.push_back(fixed(found.seconds, found.seconds < 10 ? 2 : 1));
@@ -91,7 +92,7 @@ table bits_table(std::string title, std::string note, const std::vector<std::str
     result.note = std::move(note);
     result.columns = {"method", "bits per character"};
     for (const std::string& method : methods)
-        result.rows.push_back({{method, {}}, bits_cell(scores_of(method))});
+        result.rows.push_back({{method, {}}, mean_cell(scores_of(method))});
     result.mark_lowest(1);
     return result;
 }
@@ -99,7 +100,9 @@ table bits_table(std::string title, std::string note, const std::vector<std::str
 table zero_shot_table(const results& of) {
     return bits_table(
         "Zero-shot on the test languages",
-        "Without any word of the language: mean and standard deviation over the seeds.",
+        "Without any word of the language: mean and standard deviation over the seeds. "
+        "\"Further\" and \"annealed\" are trained some more steps on the training languages, all "
+        "for as many: as they are, or with routing that becomes uniform, then averaged.",
         of.zero_shot_methods,
         [&](const std::string& method) { return scores::of_adaptation(of, method, 0); });
 }
@@ -124,21 +127,45 @@ table fit_table(const results& of) {
     return result;
 }
 
-std::string verdict(const difference& found) {
+table alignment_table(const results& of) {
+    table result;
+    result.title = "Gradient alignment";
+    result.note = "Mean cosine between the gradients of each pair of training languages to the "
+                  "parameters that they share, without noise in the routing: mean over the "
+                  "multi-task training, then mean and standard deviation over the seeds.";
+    result.columns = {"method", "all layers"};
+    for (int layer = 0; layer < layer_count; ++layer)
+        result.columns.push_back("layer " + std::to_string(layer + 1));
+    for (const std::string& method : of.fit_methods) {
+        const auto is_of_method = [&](const alignment_curve& curve) {
+            return curve.method == method;
+        };
+        if (std::none_of(of.alignment.begin(), of.alignment.end(), is_of_method)) continue;
+        table::row row{{method, {}}};
+        for (int layer = -1; layer < layer_count; ++layer)
+            row.push_back(mean_cell(scores::of_alignment(of, method, layer)));
+        result.rows.push_back(row);
+    }
+    return result;
+}
+
+std::string verdict(const difference& found, bool lower_is_better) {
     if (!found.standard_error) return not_available;
     if (std::abs(found.mean) <= 2 * *found.standard_error) return "within 2 standard errors";
-    return found.mean < 0 ? "first better" : "second better";
+    return (found.mean < 0) == lower_is_better ? "first better" : "second better";
 }
 
 table::row claim_row(const claim& about, const std::string& condition, const difference& found) {
+    const bool lower_is_better = about.in != section::alignment;
+    const int wins = lower_is_better ? found.lower : found.pairs - found.lower;
     const std::string error =
         found.standard_error ? fixed(*found.standard_error, 4) : std::string(not_available);
     return {{about.first + " vs " + about.second, {}},
             {condition, {}},
             {fixed(found.mean, 4, true), {}},
             {error, {}},
-            {std::to_string(found.wins) + " of " + std::to_string(found.pairs), {}},
-            {verdict(found), {}}};
+            {std::to_string(wins) + " of " + std::to_string(found.pairs), {}},
+            {verdict(found, lower_is_better), {}}};
 }
 
 table claims_table(const results& of) {
@@ -146,7 +173,9 @@ table claims_table(const results& of) {
     result.title = "Claims of the paper";
     result.note = "Bits per character of the first method minus those of the second, paired by "
                   "seed and language: below zero the first is better. Wins are the pairs of seed "
-                  "and language with fewer bits for the first.";
+                  "and language with fewer bits for the first. Of gradient alignment, the "
+                  "differences are of cosines, paired by seed and step: above zero the first's "
+                  "gradients agree more.";
     result.columns = {"first vs second", "condition", "difference",
                       "standard error",  "wins",      "verdict"};
 
@@ -182,6 +211,11 @@ table claims_table(const results& of) {
                 add(about, "training languages", scores::of_fit(of, about.first),
                     scores::of_fit(of, about.second));
             break;
+        case section::alignment:
+            if (has(of.fit_methods, about) && !of.alignment.empty())
+                add(about, "gradient alignment", scores::of_alignment(of, about.first),
+                    scores::of_alignment(of, about.second));
+            break;
         }
     }
     return result;
@@ -189,7 +223,7 @@ table claims_table(const results& of) {
 
 std::vector<table> result_tables(const results& of) {
     std::vector<table> tables{few_shot_table(of), zero_shot_table(of), fit_table(of),
-                              claims_table(of)};
+                              alignment_table(of), claims_table(of)};
     const auto is_empty = [](const table& one) { return one.rows.empty(); };
     tables.erase(std::remove_if(tables.begin(), tables.end(), is_empty), tables.end());
     return tables;
@@ -209,7 +243,8 @@ table settings_table(const results& of) {
 
     result.columns = {"method"};
     for (const int words : conditions)
-        result.columns.push_back(words == 0 ? "multi-task training" : words_title(words));
+        result.columns.push_back(words == 0 ? "multi-task or further training"
+                                            : words_title(words));
     for (const std::string& method : methods) {
         table::row row{{method, {}}};
         for (const int words : conditions) {
@@ -254,8 +289,8 @@ void write_markdown(std::ostream& to, const results& of, const std::vector<pictu
         to << "### " << escape_markdown(one.title) << "\n\n"
            << "<img src=\"" << one.file << "\" width=\"" << one.width << "\" alt=\"\">\n\n"
            << escape_markdown(one.caption) << "\n\n";
-    to << "All numbers are in [results.csv](results.csv), the settings in "
-          "[settings.csv](settings.csv).\n";
+    to << "All numbers are in [results.csv](results.csv) and [alignment.csv](alignment.csv), the "
+          "settings in [settings.csv](settings.csv).\n";
 }
 
 std::string csv_field(const std::string& text) {
@@ -276,6 +311,21 @@ void write_results_csv(std::ostream& to, const results& of) {
     for (const fit_result& result : of.fit)
         to << "fit," << csv_field(result.method) << ',' << result.seed << ",,"
            << csv_field(result.language) << ',' << result.bits_per_character << ",,\n";
+}
+
+void write_alignment_csv(std::ostream& to, const results& of) {
+    to << "method,seed,step,all_layers";
+    for (int layer = 0; layer < layer_count; ++layer)
+        to << ",layer_" << layer + 1;
+    to << '\n';
+    for (const alignment_curve& curve : of.alignment)
+        for (std::size_t i = 0; i < curve.step.size(); ++i) {
+            to << csv_field(curve.method) << ',' << curve.seed << ',' << curve.step[i] << ','
+               << curve.overall[i];
+            for (const auto& of_layer : curve.of_layers)
+                to << ',' << of_layer[i];
+            to << '\n';
+        }
 }
 
 void write_settings_csv(std::ostream& to, const results& of) {
@@ -307,6 +357,7 @@ void write_report(const std::filesystem::path& folder, const results& of,
     std::filesystem::create_directories(folder);
     // The raw numbers first: they are worth having if the tables find that some are missing.
     write_file(folder / "results.csv", [&](std::ostream& to) { write_results_csv(to, of); });
+    write_file(folder / "alignment.csv", [&](std::ostream& to) { write_alignment_csv(to, of); });
     write_file(folder / "settings.csv", [&](std::ostream& to) { write_settings_csv(to, of); });
     write_file(folder / "report.md", [&](std::ostream& to) { write_markdown(to, of, pictures); });
 }

@@ -44,6 +44,16 @@ struct learning_curve {
     std::vector<double> bits_per_character; ///< mean over the steps since the entry before
 };
 
+/// Mean pairwise cosine of the gradients of the training tasks to the shared modules, as it was at
+/// some steps of a multi-task training.
+struct alignment_curve {
+    std::string method;
+    std::uint64_t seed = 0;
+    std::vector<int> step;
+    std::vector<double> overall;                ///< of all layers together
+    std::vector<std::vector<double>> of_layers; ///< [layers][steps]
+};
+
 /// Routing weights of the training tasks after multi-task training: `weights` is
 /// [tasks, columns], with one column for each layer, head and module, in this order.
 struct routing_map {
@@ -68,6 +78,7 @@ struct results {
     std::vector<fit_result> fit;               ///< training languages
     std::vector<chosen_setting> settings;
     std::vector<learning_curve> curves;
+    std::vector<alignment_curve> alignment;
     std::vector<routing_map> routing; ///< of the first seed
 
     double seconds = 0; ///< of the whole run

@@ -82,13 +82,32 @@ scores scores::of_fit(const results& from, const std::string& method) {
                           [&](const fit_result& result) { return result.method == method; }));
 }
 
+scores scores::of_alignment(const results& from, const std::string& method, int layer) {
+    const std::string what = "alignment of " + method;
+    if (from.seeds.empty()) throw std::runtime_error("the results have no seeds");
+    std::vector<std::vector<double>> values(from.seeds.size());
+    for (const alignment_curve& curve : from.alignment) {
+        if (curve.method != method) continue;
+        auto& of_seed = values[index_of(from.seeds, curve.seed, "unknown seed: " + what)];
+        if (!of_seed.empty()) throw std::runtime_error("more than one result: " + what);
+        of_seed = layer < 0 ? curve.overall : curve.of_layers.at(static_cast<std::size_t>(layer));
+        for (const double cosine : of_seed)
+            if (!std::isfinite(cosine))
+                throw std::runtime_error("a cosine is no finite number: " + what);
+    }
+    for (const auto& of_seed : values)
+        if (of_seed.empty() || of_seed.size() != values.front().size())
+            throw std::runtime_error("missing result: " + what);
+    return scores(std::move(values));
+}
+
 summary summarise(const scores& of) {
     summary result;
     for (std::size_t s = 0; s < of.seeds(); ++s) {
         double sum = 0;
-        for (std::size_t l = 0; l < of.languages(); ++l)
+        for (std::size_t l = 0; l < of.items(); ++l)
             sum += of.at(s, l);
-        result.of_seeds.push_back(sum / static_cast<double>(of.languages()));
+        result.of_seeds.push_back(sum / static_cast<double>(of.items()));
     }
     result.mean = mean_of(result.of_seeds);
     result.standard_deviation = deviation_of(result.of_seeds, result.mean);
@@ -96,18 +115,18 @@ summary summarise(const scores& of) {
 }
 
 difference compare(const scores& first, const scores& second) {
-    if (first.seeds() != second.seeds() || first.languages() != second.languages())
-        throw std::runtime_error("only methods with the same seeds and languages can be compared");
+    if (first.seeds() != second.seeds() || first.items() != second.items())
+        throw std::runtime_error("only methods with the same seeds and items can be compared");
     difference result;
     std::vector<double> of_seeds;
     for (std::size_t s = 0; s < first.seeds(); ++s) {
         double sum = 0;
-        for (std::size_t l = 0; l < first.languages(); ++l) {
+        for (std::size_t l = 0; l < first.items(); ++l) {
             sum += first.at(s, l) - second.at(s, l);
-            result.wins += first.at(s, l) < second.at(s, l) ? 1 : 0;
+            result.lower += first.at(s, l) < second.at(s, l) ? 1 : 0;
             ++result.pairs;
         }
-        of_seeds.push_back(sum / static_cast<double>(first.languages()));
+        of_seeds.push_back(sum / static_cast<double>(first.items()));
     }
     result.mean = mean_of(of_seeds);
     if (const auto deviation = deviation_of(of_seeds, result.mean))

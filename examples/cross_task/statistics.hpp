@@ -11,7 +11,8 @@
 
 namespace cross_task {
 
-/// Bits per character of one method under one condition, for every seed and language of the run.
+/// What was measured of one method under one condition, for every seed and item of the run: bits
+/// per character of languages, or cosines at steps of a training.
 class scores {
   public:
     /// After adaptation to `words` words; 0: zero-shot. Throws `std::runtime_error` if a seed or
@@ -21,34 +22,39 @@ class scores {
     /// On the training languages after multi-task training. Throws likewise.
     static scores of_fit(const results& from, const std::string& method);
 
-    std::size_t seeds() const { return bits_.size(); }
-    std::size_t languages() const { return bits_.front().size(); }
-    double at(std::size_t seed, std::size_t language) const { return bits_[seed][language]; }
+    /// Gradient alignment of all layers together over the multi-task training, or of one layer
+    /// (0 and more); the items are the steps. Throws likewise.
+    static scores of_alignment(const results& from, const std::string& method, int layer = -1);
+
+    std::size_t seeds() const { return values_.size(); }
+    std::size_t items() const { return values_.front().size(); }
+    double at(std::size_t seed, std::size_t item) const { return values_[seed][item]; }
 
   private:
-    explicit scores(std::vector<std::vector<double>> bits) : bits_(std::move(bits)) {}
+    explicit scores(std::vector<std::vector<double>> values) : values_(std::move(values)) {}
 
-    std::vector<std::vector<double>> bits_; // [seed][language], both in the order of the results
+    std::vector<std::vector<double>> values_; // [seed][item], both in the order of the results
 };
 
 /// What a method reached: seeds are repetitions of the experiment, languages are parts of it.
 struct summary {
-    std::vector<double> of_seeds;             ///< mean over the languages, for each seed
+    std::vector<double> of_seeds;             ///< mean over the items, for each seed
     double mean = 0;                          ///< of these
     std::optional<double> standard_deviation; ///< of these (n - 1); none with a single seed
 };
 
 summary summarise(const scores& of);
 
-/// The bits of a first method minus those of a second one; below zero the first is better.
+/// The scores of a first method minus those of a second one; of bits, below zero the first is
+/// better.
 struct difference {
-    double mean = 0;                      ///< over seeds of the mean over languages
+    double mean = 0;                      ///< over seeds of the mean over items
     std::optional<double> standard_error; ///< of it, from the seeds; none with a single seed
-    int wins = 0;                         ///< (seed, language) pairs with fewer bits for the first
+    int lower = 0;                        ///< (seed, item) pairs with the lower score for the first
     int pairs = 0;
 };
 
-/// Throws `std::runtime_error` unless both have the same seeds and languages.
+/// Throws `std::runtime_error` unless both have the same seeds and items.
 difference compare(const scores& first, const scores& second);
 
 /// What the adaptation of a method to `words` words costs.

@@ -2,6 +2,7 @@
 
 #include "adam.hpp"
 #include "adapters.hpp"
+#include "alignment.hpp"
 #include "host_model.hpp"
 #include "positions.hpp"
 #include "results.hpp"
@@ -12,6 +13,7 @@
 #include <functional>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace cross_task {
@@ -37,11 +39,11 @@ class optimiser {
     /// One step on `input`, whose rows belong to tasks as `rows` says. Returns the loss in nats,
     /// summed over the rows.
     double step(const host_model& host, const batch& input, const task_rows& rows,
-                activations& state, random_engine* noise) {
+                activations& state, const routing_mode& mode = {}) {
         zero(modules_, adapters_.modules());
         if constexpr (has_logits) zero(logits_, adapters_.logits());
 
-        adapters_.begin(rows, noise);
+        adapters_.begin(rows, mode);
         const double loss = host.forward(
             input, state, [&](int l, const auto& x, auto& y) { adapters_.forward(l, x, y); });
         host.backward(input, state, [&](int l, const auto& x, const auto& d_y, auto& d_x) {
@@ -73,31 +75,59 @@ class optimiser {
     int steps_done_ = 0;
 };
 
-/// Trains adapters on all tasks at once: each step takes `rows_of_task` positions of each task.
-/// The routing is noisy (Gumbel-sigmoid). `progress` is called after each step.
+/// A training on all tasks at once: each step takes `rows_of_task` positions of each task, and the
+/// routing is noisy (Gumbel-sigmoid).
+struct multi_task_settings {
+    training_settings speed;
+    Eigen::Index rows_of_task = 0;
+    int annealing_steps = 0; ///< the last steps, over which the routing becomes uniform
+    int alignment_measures = 0;
+    Eigen::Index alignment_rows = 0; ///< positions of each task in a measure
+};
+
+/// What is seen of a training.
+struct multi_task_curves {
+    learning_curve learning;
+    alignment_curve alignment;
+};
+
+/// Trains adapters on all tasks at once. `progress` is called after each step.
 template <class Adapters>
-learning_curve train_multi_task(const host_model& host, Adapters& adapters,
-                                const std::vector<position_list>& tasks, Eigen::Index rows_of_task,
-                                const training_settings& settings, std::uint64_t seed,
-                                const std::function<void()>& progress) {
+multi_task_curves train_multi_task(const host_model& host, Adapters& adapters,
+                                   const std::vector<position_list>& tasks,
+                                   const multi_task_settings& how, std::uint64_t seed,
+                                   const std::function<void()>& progress) {
     random_engine random(seed);
+    random_engine random_of_meter(seed + 1); // measuring must not change what is measured
+    const training_settings& settings = how.speed;
     const auto count = static_cast<Eigen::Index>(tasks.size());
     std::vector<std::int64_t> ids(tasks.size());
     for (std::size_t t = 0; t < ids.size(); ++t)
         ids[t] = static_cast<std::int64_t>(t);
-    batch input(count * rows_of_task);
+    batch input;
     activations state;
     optimiser<Adapters> optimise(adapters, settings);
+    const auto sample = [&](random_engine& from, Eigen::Index rows_of_task) {
+        input.resize(count * rows_of_task);
+        for (Eigen::Index t = 0; t < count; ++t)
+            tasks[static_cast<std::size_t>(t)].sample(from, input, t * rows_of_task, rows_of_task);
+        return task_rows{{ids.data(), {count}}, rows_of_task};
+    };
 
     learning_curve curve;
+    alignment_meter meter(count);
     const int interval = std::max(1, settings.steps / 50);
+    const int meter_interval = std::max(1, settings.steps / std::max(1, how.alignment_measures));
     double nats = 0;
     int steps_in_sum = 0;
     for (int step = 1; step <= settings.steps; ++step) {
-        for (Eigen::Index t = 0; t < count; ++t)
-            tasks[static_cast<std::size_t>(t)].sample(random, input, t * rows_of_task,
-                                                      rows_of_task);
-        nats += optimise.step(host, input, {{ids.data(), {count}}, rows_of_task}, state, &random);
+        if (how.alignment_measures > 0 && step % meter_interval == 0) {
+            const task_rows rows = sample(random_of_meter, how.alignment_rows);
+            meter.measure(step, host, adapters, input, rows);
+        }
+        const task_rows rows = sample(random, how.rows_of_task);
+        const double annealing = mhr::annealing_at(step, settings.steps, how.annealing_steps);
+        nats += optimise.step(host, input, rows, state, {&random, annealing});
         ++steps_in_sum;
         if (step % interval == 0 || step == settings.steps) {
             curve.step.push_back(step);
@@ -108,7 +138,7 @@ learning_curve train_multi_task(const host_model& host, Adapters& adapters,
         }
         progress();
     }
-    return curve;
+    return {std::move(curve), meter.curve()};
 }
 
 /// Adapts to the positions of one new task, without noise.
@@ -122,7 +152,7 @@ void train_few_shot(const host_model& host, Adapters& adapters, const position_l
     optimiser<Adapters> optimise(adapters, settings);
     for (int step = 0; step < settings.steps; ++step) {
         positions.sample(random, input);
-        optimise.step(host, input, {{&task, {1}}, rows}, state, nullptr);
+        optimise.step(host, input, {{&task, {1}}, rows}, state);
     }
 }
 
