@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <stdexcept>
 
 namespace {
@@ -56,10 +57,11 @@ nlohmann::json measure(const layer_case& sizes, int repetitions) {
     eigen_peer peer(ours);
     verify(ours, peer);
     const mhr::serial_executor executor;
-    std::vector<double> forward, train, to_weights, eigen;
+    std::vector<double> forward, backward, train, to_weights, eigen;
     for (int i = 0; i < repetitions; ++i) {
         forward.push_back(seconds_of([&] { ours.forward(executor); }));
         eigen.push_back(seconds_of([&] { peer.forward(); }));
+        backward.push_back(seconds_of([&] { ours.backward(executor); }));
         train.push_back(seconds_of([&] {
             ours.forward(executor);
             ours.backward(executor);
@@ -71,11 +73,29 @@ nlohmann::json measure(const layer_case& sizes, int repetitions) {
                               {"type", "f32"},      {"threads", 1},
                               {"seconds", seconds}, {"peers", nlohmann::json::object()}};
     };
-    auto rows = nlohmann::json::array({row("forward", median(forward)),
-                                       row("forward+backward", median(train)),
-                                       row("backward to weights", median(to_weights))});
+    auto rows = nlohmann::json::array(
+        {row("forward", median(forward)), row("forward+backward", median(train)),
+         row("backward", median(backward)), row("backward to weights", median(to_weights))});
     rows[0]["peers"]["Eigen"] = median(eigen) / median(forward);
     return rows;
+}
+
+/// Training the routing alone (MHR-z) against training all: time of the backward to the weights
+/// alone over that of the backward to everything; geometric mean of the cases, and their worst.
+nlohmann::json summarise(const nlohmann::json& rows) {
+    std::map<std::string, std::map<std::string, double>> seconds; // [case][pass]
+    for (const auto& row : rows)
+        seconds[row.at("case").get<std::string>()][row.at("pass").get<std::string>()] =
+            row.at("seconds").get<double>();
+    double logarithms = 0;
+    double worst = 0;
+    for (const auto& [name, of_pass] : seconds) {
+        const double ratio = of_pass.at("backward to weights") / of_pass.at("backward");
+        logarithms += std::log(ratio);
+        worst = std::max(worst, ratio);
+    }
+    return {{"z_backward_cost", std::exp(logarithms / static_cast<double>(seconds.size()))},
+            {"z_backward_cost_worst", worst}};
 }
 
 void write_markdown(std::ostream& to, const nlohmann::json& report) {
@@ -93,6 +113,11 @@ void write_markdown(std::ostream& to, const nlohmann::json& report) {
         }
         to << " |\n";
     }
+    std::snprintf(text, sizeof text, "%.2f (worst case %.2f)",
+                  report.at("summary").at("z_backward_cost").get<double>(),
+                  report.at("summary").at("z_backward_cost_worst").get<double>());
+    to << "\nBackward to the weights alone (MHR-z) over the backward to everything: " << text
+       << ".\n";
 }
 
 } // namespace
@@ -114,6 +139,7 @@ int main(int argc, char** argv) {
             for (auto& row : measure(sizes, repetitions))
                 report["rows"].push_back(row);
         }
+        report["summary"] = summarise(report["rows"]);
         std::filesystem::create_directories(output);
         const std::filesystem::path folder(output);
         std::ofstream json(folder / "report.json");
