@@ -4,6 +4,7 @@
 #include "methods.hpp"
 #include "prepared_language.hpp"
 #include "processor_time.hpp"
+#include "routing_order.hpp"
 #include "training.hpp"
 
 #include <algorithm>
@@ -201,6 +202,7 @@ class experiment {
                                       layer_count, static_cast<int>(routed->options().heads),
                                       static_cast<int>(routed->options().modules),
                                       routed->weights()});
+            order_by_similarity(found_.routing.back());
         }
     }
 

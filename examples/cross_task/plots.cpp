@@ -334,7 +334,8 @@ std::vector<picture> draw_pictures(const std::filesystem::path& gnuplot,
         pictures.push_back(plot_routing(map, name).draw(
             gnuplot, folder, "Routing of " + map.method,
             "How the training languages mix the modules, with the first "
-            "seed: the brighter, the more."));
+            "seed: the brighter, the more. Languages that are routed alike are next to each "
+            "other."));
     }
     return pictures;
 }

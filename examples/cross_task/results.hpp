@@ -55,7 +55,8 @@ struct alignment_curve {
 };
 
 /// Routing weights of the training tasks after multi-task training: `weights` is
-/// [tasks, columns], with one column for each layer, head and module, in this order.
+/// [tasks, columns], with one column for each layer, head and module, in this order. Tasks that are
+/// routed alike are next to each other.
 struct routing_map {
     std::string method;
     std::vector<std::string> languages;
