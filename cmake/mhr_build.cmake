@@ -18,7 +18,7 @@ function(mhr_strict_warnings target)
     endif()
 endfunction()
 
-# Everything that a target of ours has in common: the library, strict warnings, MHR_NATIVE and
+# Everything that a target of ours has in common: the library, strict warnings, MHR_MARCH and
 # MHR_SANITIZE.
 function(mhr_build_options target)
     target_link_libraries(${target} PRIVATE mhr::mhr)
@@ -26,11 +26,11 @@ function(mhr_build_options target)
     # Where OpenMP is on, Eigen would run threads of its own beside those of the executors and tests,
     # which spin while they wait for each other.
     target_compile_definitions(${target} PRIVATE EIGEN_DONT_PARALLELIZE)
-    if(MHR_NATIVE)
-        target_compile_options(${target} PRIVATE -march=native)
-        # The AVX-512 intrinsics of GCC 12 trip over it themselves (GCC bug 105593).
+    if(MHR_MARCH)
+        target_compile_options(${target} PRIVATE -march=${MHR_MARCH})
+        # The AVX-512 intrinsics of GCC 12 trip over them themselves (GCC bug 105593).
         if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-            target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized)
+            target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-uninitialized)
         endif()
     endif()
     if(MHR_SANITIZE)

@@ -94,7 +94,9 @@ mhr::tensor_view<float, 2> plain_adapters::hidden(int l) {
 
 void plain_adapters::reserve() {
     hidden_.resize(static_cast<std::size_t>(layer_count * plan_.rows() * rank_));
-    scratch_.reserve(mhr::lora_backward_workspace_size<float>(plan_, rank_));
+    for (int l = 0; l < layer_count; ++l)
+        scratch_.reserve(
+            mhr::lora_backward_workspace_size<float>(plan_, inputs(l), outputs(l), rank_));
 }
 
 void plain_adapters::begin(const task_rows& rows, const routing_mode&) {

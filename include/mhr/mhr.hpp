@@ -45,5 +45,12 @@
 #include <mhr/routing/noise.hpp>
 #include <mhr/routing/normalisers.hpp>
 #include <mhr/routing/router.hpp>
+#include <mhr/simd/arch.hpp>
+#include <mhr/simd/conversion.hpp>
+#include <mhr/simd/dense_rows.hpp>
+#include <mhr/simd/half_vectors.hpp>
+#include <mhr/simd/mixing.hpp>
 #include <mhr/simd/skinny_products.hpp>
+#include <mhr/simd/tiles.hpp>
+#include <mhr/simd/transpose.hpp>
 #include <mhr/version.hpp>

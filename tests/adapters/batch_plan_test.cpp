@@ -56,19 +56,43 @@ void check_plan(const batch_plan& plan, const ids& task_of_row) {
     CHECK(values_of(plan.tasks()) == tasks);
     CHECK(values_of(plan.row_order()) == order);
 
-    // The blocks follow each other, cover everything, and are as large as may be.
-    index_t place = 0;
-    for (const auto& block : plan.blocks()) {
-        CHECK(block.first == place);
-        CHECK(block.count > 0);
-        CHECK(block.count <= batch_plan::rows_per_block);
-        const auto rows = plan.rows_of(block.entry);
-        const index_t place_in_entry = place - (rows.data() - plan.row_order().data());
-        CHECK(place_in_entry % batch_plan::rows_per_block == 0);
-        CHECK(block.count == std::min(batch_plan::rows_per_block, rows.extent(0) - place_in_entry));
-        place += block.count;
+    // Blocks and spans follow each other, cover everything, and are as large as may be.
+    const auto check_pieces = [&](const std::vector<batch_plan::row_block>& pieces, index_t size) {
+        index_t place = 0;
+        for (const auto& piece : pieces) {
+            CHECK(piece.first == place);
+            const auto rows = plan.rows_of(piece.entry);
+            const index_t place_in_entry = place - (rows.data() - plan.row_order().data());
+            CHECK(place_in_entry % size == 0);
+            CHECK(piece.count == std::min(size, rows.extent(0) - place_in_entry));
+            CHECK(piece.count > 0);
+            place += piece.count;
+        }
+        CHECK(place == static_cast<index_t>(order.size()));
+    };
+    check_pieces(plan.blocks(), batch_plan::rows_per_block);
+    // All spans of a plan have the same size, which is that of some blocks.
+    const auto& spans = plan.spans();
+    index_t longest = 0;
+    for (const auto& span : spans)
+        longest = std::max(longest, span.count);
+    constexpr index_t block = batch_plan::rows_per_block;
+    const index_t size = std::max(block, (longest + block - 1) / block * block);
+    CHECK(longest <= batch_plan::rows_per_span);
+    check_pieces(spans, size);
+    // Long enough that no batch, of whatever tasks, has many more spans than tasks.
+    const index_t rows = static_cast<index_t>(order.size());
+    const index_t many = std::max(batch_plan::spans_of_batch, rows / batch_plan::rows_per_span + 1);
+    CHECK(static_cast<index_t>(spans.size()) <= plan.entries() + 2 * many);
+
+    // The spans of an entry are those from its first to that of the next.
+    CHECK(plan.first_span_of(0) == 0);
+    CHECK(plan.first_span_of(plan.entries()) == static_cast<index_t>(spans.size()));
+    for (index_t entry = 0; entry < plan.entries(); ++entry) {
+        CHECK(plan.first_span_of(entry) < plan.first_span_of(entry + 1));
+        for (index_t s = plan.first_span_of(entry); s < plan.first_span_of(entry + 1); ++s)
+            CHECK(spans[static_cast<std::size_t>(s)].entry == entry);
     }
-    CHECK(place == static_cast<index_t>(order.size()));
 }
 
 } // namespace
@@ -138,6 +162,39 @@ TEST_CASE("plans of random batches") {
         rows.assign_rows(list(in_disorder));
         check_plan(rows, in_disorder);
     }
+}
+
+TEST_CASE("a batch of one task is cut into several spans, however few rows it has") {
+    batch_plan plan;
+    for (index_t rows = 1; rows < 5000; rows += rows < 1000 ? 1 : 97) {
+        CAPTURE(rows);
+        plan.assign_single_task(rows);
+        const auto blocks = static_cast<index_t>(plan.blocks().size());
+        const auto spans = static_cast<index_t>(plan.spans().size());
+        CHECK(2 * spans >= std::min(batch_plan::spans_of_batch, blocks));
+        CHECK(spans <= blocks);
+        if (rows % 31 == 0) check_plan(plan, ids(static_cast<std::size_t>(rows), 0));
+    }
+    // Rows of no task do not count.
+    plan.assign_single_task(1000);
+    const std::size_t alone = plan.spans().size();
+    plan.assign_sequences(list(ids{no_task, 3}), list(numbers{5000, 1000}));
+    CHECK(plan.spans().size() == alone);
+}
+
+TEST_CASE("spans of tasks of very different sizes") {
+    batch_plan plan;
+    const ids tasks{5, 1, 9, no_task, 2};
+    const numbers lengths{1, 700, 30, 400, 2};
+    plan.assign_sequences(list(tasks), list(lengths));
+    ids task_of_row;
+    for (std::size_t s = 0; s < tasks.size(); ++s)
+        task_of_row.insert(task_of_row.end(), static_cast<std::size_t>(lengths[s]), tasks[s]);
+    check_plan(plan, task_of_row);
+    // A task of few rows is one span.
+    CHECK(plan.first_span_of(2) - plan.first_span_of(1) == 1);
+    CHECK(plan.first_span_of(3) - plan.first_span_of(2) == 1);
+    CHECK(plan.first_span_of(1) > 1);
 }
 
 TEST_CASE_TEMPLATE("ids and counts of every integer type, in every stride", T, std::int8_t,

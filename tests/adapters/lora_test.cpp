@@ -85,7 +85,8 @@ struct problem {
           hidden({s.rows, s.rank}, of_hidden), d_x({s.rows, s.in}, of_gradients),
           d_a({plan.entries(), s.in, s.rank}, of_gradients),
           d_b({plan.entries(), s.rank, s.out}, of_gradients),
-          memory(lora_backward_workspace_size<typename T::Sum>(plan, s.rank), std::byte{0xff}) {
+          memory(lora_backward_workspace_size<typename T::Sum>(plan, s.in, s.out, s.rank),
+                 std::byte{0xff}) {
         random_source random(3);
         random.fill(x.view());
         random.fill(a.view());
@@ -444,7 +445,7 @@ TEST_CASE("LoRA with an extent of 0 anywhere") {
     }
     // Null pointers where there is nothing.
     batch_plan plan;
-    std::vector<std::byte> memory(lora_backward_workspace_size<float>(plan, 2));
+    std::vector<std::byte> memory(lora_backward_workspace_size<float>(plan, 4, 5, 2));
     const tensor_view<float, 2> x(nullptr, {0, 4}), y(nullptr, {0, 5}), hidden(nullptr, {0, 2});
     const lora_batch<float> adapters{{nullptr, {0, 4, 2}}, {nullptr, {0, 2, 5}}};
     lora_forward(serial_executor{}, plan, x, adapters, 1, y, hidden);

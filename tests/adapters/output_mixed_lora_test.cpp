@@ -245,7 +245,8 @@ TEST_CASE("it equals one LoRA of rank modules * rank") {
     lora_forward(serial_executor{}, p.plan, p.x.view(), adapters, p.scale, y.view(), hidden.view());
 
     auto d_x = copy_as<double>(p.d_x.view());
-    std::vector<std::byte> memory(lora_backward_workspace_size<double>(p.plan, rank));
+    std::vector<std::byte> memory(
+        lora_backward_workspace_size<double>(p.plan, s.in(), s.out(), rank));
     lora_backward(serial_executor{}, p.plan, p.x.view(), adapters, p.scale, hidden.view(),
                   p.y.view(), d_x.view(), lora_batch<double>{},
                   workspace(memory.data(), memory.size()));
@@ -272,7 +273,8 @@ TEST_CASE("one module of weight 1 is LoRA, to the last bit") {
     const auto d_y = copy_as<float>(q.y.view());
     lora_forward(serial_executor{}, plan, q.x.view(), as_batch(adapter), q.scale, q.y.view(),
                  hidden.view());
-    std::vector<std::byte> memory(lora_backward_workspace_size<float>(plan, s.rank));
+    std::vector<std::byte> memory(
+        lora_backward_workspace_size<float>(plan, s.in(), s.out(), s.rank));
     // A scale of a power of two may be applied anywhere.
     lora_backward(serial_executor{}, plan, q.x.view(), as_batch(adapter), 0.5, hidden.view(),
                   d_y.view(), q.d_x.view(), as_batch(d_adapter),

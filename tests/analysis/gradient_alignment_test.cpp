@@ -357,7 +357,8 @@ TEST_CASE_TEMPLATE("the tasks of a batch: as from one backward for each task", T
             d_a.fill(0);
             d_b.fill(0);
             const lora_batch<A> d_mixed{d_a.view(), d_b.view()};
-            owned_workspace scratch(lora_backward_workspace_size<typename T::Sum>(p.plan, s.rank));
+            owned_workspace scratch(
+                lora_backward_workspace_size<typename T::Sum>(p.plan, s.in(), s.out(), s.rank));
             lora_backward(serial, p.plan, p.x.view(), p.state().mixed, p.scale, p.state().hidden,
                           p.y.view(), tensor_view<typename T::DX, 2>{}, d_mixed, scratch);
             guarded_buffer<double, 2> gram({tasks, tasks}, order);

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -58,6 +60,65 @@ TEST_CASE("an executor is not called when there is nothing to do") {
     CHECK(calls == 0);
     executor_ref(executor).run(1, body);
     CHECK(calls == 1);
+}
+
+TEST_CASE("cheap parts are handed out several at a time, dear ones one by one") {
+    const index_t huge = std::numeric_limits<index_t>::max();
+    index_t fewest_calls = huge;
+    for (index_t cost : {huge, index_t(1) << 40, index_t(1) << 20, index_t(100000), index_t(10000),
+                         index_t(1000), index_t(1), index_t(0), index_t(-1), -huge - 1})
+        for (index_t parts : {1, 2, 3, 7, 63, 64, 65, 1000}) {
+            CAPTURE(cost);
+            CAPTURE(parts);
+            index_t calls = 0;
+            std::vector<index_t> order;
+            const auto backwards = [&](index_t groups, parallel_body body) {
+                for (calls = groups; groups-- > 0;) {
+                    const std::size_t first = order.size();
+                    body(groups);
+                    // A group is not empty, and its parts follow each other.
+                    REQUIRE(order.size() > first);
+                    for (std::size_t i = first + 1; i < order.size(); ++i)
+                        CHECK(order[i] == order[i - 1] + 1);
+                }
+            };
+            executor_ref(backwards).run(parts, cost, [&](index_t part) { order.push_back(part); });
+            std::sort(order.begin(), order.end());
+            CHECK(order == order_of(serial_executor{}, parts));
+            if (cost > index_t(1) << 30) CHECK(calls == parts);
+            if (cost <= 1) CHECK(calls == 1);
+            // The cheaper the parts, the fewer calls.
+            if (parts == 1000) {
+                CHECK(calls <= fewest_calls);
+                fewest_calls = calls;
+            }
+        }
+}
+
+TEST_CASE("parts with a cost are run once by every executor") {
+    for (index_t cost : {0, 5000, 1 << 30}) {
+        CAPTURE(cost);
+        std::vector<int> runs(200);
+        const auto count = [&](index_t part) { ++runs[static_cast<std::size_t>(part)]; };
+        const auto check = [&](const std::string& name, int times) {
+            CAPTURE(name);
+            CHECK(std::all_of(runs.begin(), runs.end(), [&](int n) { return n == times; }));
+            std::fill(runs.begin(), runs.end(), 0);
+        };
+        test::for_each_executor([&](executor_ref executor, const std::string& name) {
+            executor.run(200, cost, count);
+            check(name, 1);
+        });
+        for (index_t nth : {1, 3, 7, 1000}) {
+            test::for_each_share(nth, [&](executor_ref share) { share.run(200, cost, count); });
+            check("shares", 1);
+        }
+        // Nothing to do: the executor is not called.
+        const auto never = [](index_t, parallel_body) { FAIL("called"); };
+        executor_ref(never).run(0, cost, count);
+        executor_ref(never).run(-3, cost, count);
+        check("never", 0);
+    }
 }
 
 TEST_CASE("any callable of the host is an executor, and is referred to, not copied") {

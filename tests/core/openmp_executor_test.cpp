@@ -1,3 +1,4 @@
+#include <atomic>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -26,17 +27,19 @@ TEST_CASE("OpenMP runs every part once, whatever number of threads is asked for"
 
 #ifdef _OPENMP
 TEST_CASE("OpenMP uses the number of threads that is asked for") {
-    const auto team_size = [](int threads) {
-        int size = 0;
-        executor_ref(openmp_executor{threads}).run(1, [&](index_t) {
+    const auto team_size = [](int threads, index_t parts = 8) {
+        std::atomic<int> size{0};
+        executor_ref(openmp_executor{threads}).run(parts, [&](index_t) {
             size = omp_get_num_threads();
         });
-        return size;
+        return size.load();
     };
     CHECK(team_size(-3) == 1);
     CHECK(team_size(0) == 1);
     CHECK(team_size(1) == 1);
     CHECK(team_size(3) == 3);
+    CHECK(team_size(3, 2) == 2); // no more than there are parts
+    CHECK(team_size(3, 1) == 1);
     CHECK(openmp_executor{}.threads == 1);
 }
 #endif

@@ -124,7 +124,7 @@ struct outer_products {
     static void run(detail::row_set rows, const tensor_view<L, 2>& left,
                     const tensor_view<R, 2>& right, double f, const tensor_view<O, 2>& output) {
         detail::add_outer_products(rows, as_const(left), as_const(right),
-                                   static_cast<accumulator_t<R>>(f), output);
+                                   static_cast<accumulator_t<R>>(f), output.transpose(0, 1), true);
     }
 };
 
@@ -388,12 +388,13 @@ TEST_CASE_TEMPLATE("nothing happens where there is nothing", Product, projection
 TEST_CASE("rows without features may have no memory") {
     const std::array<index_t, 2> rows{1, 0};
     guarded_buffer<float, 2> narrow({2, 3});
-    detail::project<float, float>({rows.data(), 2}, {nullptr, {2, 0}}, {nullptr, {0, 3}}, 1,
-                                  narrow.view());
+    using nothing = tensor_view<const float, 2>;
+    detail::project(detail::row_set{rows.data(), 2}, nothing(nullptr, {2, 0}),
+                    nothing(nullptr, {0, 3}), 1, narrow.view());
     for_each_position(std::array<index_t, 2>{2, 3},
                       [&](const position<2>& at) { CHECK(element(narrow.view(), at) == 0); });
     const snapshot before = narrow.take_snapshot();
-    detail::expand<float, float>({rows.data(), 2}, {nullptr, {2, 0}}, {nullptr, {0, 3}}, 1,
-                                 narrow.view());
+    detail::expand(detail::row_set{rows.data(), 2}, nothing(nullptr, {2, 0}),
+                   nothing(nullptr, {0, 3}), 1, narrow.view());
     CHECK(narrow.unchanged_since(before));
 }

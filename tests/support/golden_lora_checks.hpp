@@ -256,7 +256,8 @@ void check_average_lora(const golden_case& c, outcome& result) {
     auto d_x = layer.base.backward(d_y);
     tensor<T, 2> hidden({x.extent(0), a.extents()[1]});
     lora_forward(serial_executor{}, plan, x, adapter, layer.scale, y.view(), hidden.view());
-    owned_workspace scratch(lora_backward_workspace_size<T>(plan, a.extents()[1]));
+    owned_workspace scratch(
+        lora_backward_workspace_size<T>(plan, a.extents()[0], b.extents()[1], a.extents()[1]));
     lora_backward(serial_executor{}, plan, x, adapter, layer.scale, hidden.view(), d_y, d_x.view(),
                   as_batch(lora<T>{d_a.view(), d_b.view()}), scratch);
     const auto want_y = read_rows<T>(c, "y_single", "d_out");

@@ -37,9 +37,14 @@ class batch_plan {
         index_t count;
     };
 
-    /// Largest count of a row_block: few enough that a block of rows and its intermediate stay in
-    /// cache, enough to reuse what is read of the adapter.
-    static constexpr index_t rows_per_block = 16;
+    /// Largest count of a block: few enough that a block of rows stays in L2 and the blocks of a
+    /// small batch keep several threads busy, enough to reuse what is read of the adapter.
+    static constexpr index_t rows_per_block = 24;
+
+    /// Largest count of a span, and how many spans a batch of one task is cut into: at least half
+    /// as many (if it has so many blocks), and no more until spans are longest.
+    static constexpr index_t rows_per_span = 264;
+    static constexpr index_t spans_of_batch = 8;
 
     /// Groups rows by `task_of_row` [rows]: ids of 0 and more, or no_task.
     template <class Id>
@@ -124,8 +129,17 @@ class batch_plan {
         return {base_rows_.data(), {static_cast<index_t>(base_rows_.size())}};
     }
 
-    /// `row_order()` cut into blocks of one task each.
+    /// `row_order()` cut into blocks of one task each: the parts of a forward.
     [[nodiscard]] const std::vector<row_block>& blocks() const noexcept { return blocks_; }
+
+    /// `row_order()` cut into longer pieces of one task each: the parts of a backward, each of
+    /// which sums a gradient of the adapter on its own. Those of an entry follow each other.
+    [[nodiscard]] const std::vector<row_block>& spans() const noexcept { return spans_; }
+
+    /// The number of the first span of an entry, or, for `entries()`, of spans.
+    [[nodiscard]] index_t first_span_of(index_t entry) const noexcept {
+        return first_span_of_entry_[static_cast<std::size_t>(entry)];
+    }
 
   private:
     template <class Id>
@@ -152,9 +166,12 @@ class batch_plan {
         empty(row_order_);
         empty(base_rows_);
         empty(blocks_);
+        empty(spans_);
         empty(sorted_);
-        first_of_entry_.clear();
-        first_of_entry_.reserve(static_cast<std::size_t>(rows) + 1);
+        for (auto* list : {&first_of_entry_, &first_span_of_entry_}) {
+            list->clear();
+            list->reserve(static_cast<std::size_t>(rows) + 1);
+        }
     }
 
     void append(std::int64_t task, index_t first_row, index_t count) {
@@ -173,21 +190,40 @@ class batch_plan {
                 tasks_.push_back(task);
                 first_of_entry_.push_back(place);
             }
-            const index_t place_in_entry = place - first_of_entry_.back();
-            if (place_in_entry % rows_per_block == 0)
-                blocks_.push_back({static_cast<index_t>(tasks_.size()) - 1, place, 0});
-            ++blocks_.back().count;
             row_order_.push_back(row);
         }
         first_of_entry_.push_back(static_cast<index_t>(row_order_.size()));
+        cut();
+    }
+
+    void cut() {
+        // Depends on the batch alone: neither on the host's threads nor on a layer.
+        const auto rows = static_cast<index_t>(row_order_.size());
+        const index_t share = (rows + spans_of_batch - 1) / spans_of_batch;
+        const index_t blocks_of_share = (share + rows_per_block - 1) / rows_per_block;
+        const index_t span = std::min(rows_per_span, blocks_of_share * rows_per_block);
+        for (index_t entry = 0; entry < entries(); ++entry) {
+            first_span_of_entry_.push_back(static_cast<index_t>(spans_.size()));
+            cut_entry(entry, rows_per_block, blocks_);
+            cut_entry(entry, span, spans_);
+        }
+        first_span_of_entry_.push_back(static_cast<index_t>(spans_.size()));
+    }
+
+    void cut_entry(index_t entry, index_t size, std::vector<row_block>& pieces) const {
+        const index_t last = first_of_entry_[static_cast<std::size_t>(entry) + 1];
+        for (index_t first = first_of_entry_[static_cast<std::size_t>(entry)]; first < last;
+             first += size)
+            pieces.push_back({entry, first, std::min(size, last - first)});
     }
 
     index_t rows_ = 0;
     std::vector<std::int64_t> tasks_;
     std::vector<index_t> first_of_entry_{0};
+    std::vector<index_t> first_span_of_entry_{0};
     std::vector<index_t> row_order_;
     std::vector<index_t> base_rows_;
-    std::vector<row_block> blocks_;
+    std::vector<row_block> blocks_, spans_;
     std::vector<std::pair<std::int64_t, index_t>> sorted_; // kept for its capacity
 };
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include <mhr/adapters/batch_plan.hpp>
 #include <mhr/core/checks.hpp>
@@ -52,15 +53,21 @@ lora_batch<T> as_batch(const lora<T>& adapter) noexcept {
 
 namespace detail {
 
-/// Features of which a backward part owns the gradient.
-inline constexpr index_t features_per_part = 128;
-
 inline row_set rows_of(const batch_plan& plan, const batch_plan::row_block& block) noexcept {
     return {plan.row_order().data() + block.first, block.count};
 }
 inline row_set rows_of(const batch_plan& plan, index_t entry) noexcept {
     const auto rows = plan.rows_of(entry);
     return {rows.data(), rows.extent(0)};
+}
+
+/// What a piece of the plan costs on average, in multiply-adds; reading and writing an element of x
+/// or y costs about four.
+inline index_t cost_of_rows(const batch_plan& plan,
+                            const std::vector<batch_plan::row_block>& pieces, index_t rank,
+                            index_t features) noexcept {
+    const index_t rows = plan.row_order().extent(0);
+    return rows / std::max(static_cast<index_t>(pieces.size()), index_t(1)) * (rank + 4) * features;
 }
 
 /// The matrix that an entry uses.
@@ -101,24 +108,6 @@ void check_lora(const char* function, const batch_plan& plan, const tensor_view<
             });
 }
 
-/// Adds the sum of outer products over each entry's rows to that entry's matrix:
-/// matrices[g] += factor * sum over rows of g of wide[row]^T narrow[row]. A part owns some features
-/// of one entry, so that each sum has one owner, and an order that does not depend on the threads.
-template <class X, class Z, class D>
-void add_outer_products_of_entries(executor_ref executor, const batch_plan& plan,
-                                   tensor_view<const X, 2> wide, tensor_view<const Z, 2> narrow,
-                                   double factor, tensor_view<D, 3> matrices) {
-    const index_t features = wide.extent(1);
-    const index_t pieces = (features + features_per_part - 1) / features_per_part;
-    executor.run(plan.entries() * pieces, [&](index_t part) noexcept {
-        const index_t entry = part / pieces;
-        const index_t first = part % pieces * features_per_part;
-        const index_t count = std::min(features_per_part, features - first);
-        add_outer_products<X, Z, D>(rows_of(plan, entry), wide.block(1, first, count), narrow,
-                                    factor, matrices.slice(0, entry).block(0, first, count));
-    });
-}
-
 } // namespace detail
 
 /// y[row] += scale (x[row] a[g]) b[g] for every row that has a task, g the row's entry in the plan
@@ -145,7 +134,9 @@ void lora_forward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
     require_output(function, "hidden", hidden, {plan.rows(), adapters.a.extent(2)});
 
     const auto& blocks = plan.blocks();
-    executor.run(static_cast<index_t>(blocks.size()), [&](index_t part) noexcept {
+    const index_t cost =
+        detail::cost_of_rows(plan, blocks, adapters.a.extent(2), x.extent(1) + y.extent(1));
+    executor.run(static_cast<index_t>(blocks.size()), cost, [&](index_t part) noexcept {
         const auto& block = blocks[static_cast<std::size_t>(part)];
         const detail::row_set rows = detail::rows_of(plan, block);
         const index_t slot = detail::slot_of(adapters, block.entry);
@@ -154,12 +145,138 @@ void lora_forward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
     });
 }
 
-/// Bytes of workspace that lora_backward needs for a plan and a rank; `A` is the accumulator type
-/// of x, adapters and d_y.
+namespace detail {
+
+/// The sums of lora_backward: for each span of the plan, and later for each entry, d_a^T
+/// [rank, in_features] and d_b [rank, out_features].
 template <class A>
-std::size_t lora_backward_workspace_size(const batch_plan& plan, index_t rank) noexcept {
+struct lora_backward_sums {
+    tensor_view<A, 3> a, b;
+};
+
+template <class A>
+struct lora_backward_scratch {
+    tensor_view<A, 2> d_hidden;
+    lora_backward_sums<A> sums;
+};
+
+template <class A>
+lora_backward_scratch<A> take_lora_backward_scratch(workspace& memory, const batch_plan& plan,
+                                                    index_t in_features, index_t out_features,
+                                                    index_t rank) noexcept {
+    const auto spans = static_cast<index_t>(plan.spans().size());
+    const auto d_hidden = memory.take<A, 2>({plan.rows(), rank});
+    const auto a = memory.take_rows<A, 3>({spans, rank, in_features});
+    return {d_hidden, {a, memory.take_rows<A, 3>({spans, rank, out_features})}};
+}
+
+/// Rows that a backward takes through all its products before it goes on: their d_y stays in L2
+/// from the first to the second.
+template <class D>
+index_t rows_of_backward(index_t features) noexcept {
+    constexpr index_t bytes = index_t(1) << 19;
+    const index_t fit = bytes / static_cast<index_t>(sizeof(D)) / std::max(features, index_t(1));
+    return std::min(index_t(48), std::max(row_group, fit / row_group * row_group));
+}
+
+/// sums[g] = the sum over the spans of entry g, for every entry, in place.
+template <class A>
+void add_up_spans(executor_ref executor, const batch_plan& plan, tensor_view<A, 3> sums) {
+    if (static_cast<index_t>(plan.spans().size()) == plan.entries()) return;
+    constexpr index_t columns = 512;
+    const index_t elements = sums.stride(0); // the ends of the rows included
+    // A part owns some elements of all entries: the place of entry g is that of a span of g or of
+    // an entry before it, which has been added up by then.
+    const index_t cost = columns * static_cast<index_t>(plan.spans().size());
+    executor.run((elements + columns - 1) / columns, cost, [&](index_t part) noexcept {
+        const index_t first = part * columns;
+        const index_t count = std::min(columns, elements - first);
+        for (index_t entry = 0; entry < plan.entries(); ++entry) {
+            A* const to = sums.slice(0, entry).data() + first;
+            const index_t first_span = plan.first_span_of(entry);
+            if (first_span != entry)
+                std::copy_n(sums.slice(0, first_span).data() + first, count, to);
+            for (index_t span = first_span + 1; span < plan.first_span_of(entry + 1); ++span) {
+                const A* const from = sums.slice(0, span).data() + first;
+                for (index_t i = 0; i < count; ++i)
+                    to[i] += from[i];
+            }
+        }
+    });
+}
+
+/// matrices[g] += sums[g] for every entry.
+template <class A, class D>
+void add_sums(executor_ref executor, tensor_view<A, 3> sums, tensor_view<D, 3> matrices) {
+    using Sum = accumulator_t<A, D>;
+    constexpr index_t rows = 16;
+    constexpr index_t columns = 256;
+    const index_t pieces = (matrices.extent(2) + columns - 1) / columns;
+    executor.run(matrices.extent(0) * pieces, 4 * columns * matrices.extent(1),
+                 [&](index_t part) noexcept {
+                     const index_t first = part % pieces * columns;
+                     const index_t width = std::min(columns, matrices.extent(2) - first);
+                     const auto from = sums.slice(0, part / pieces).block(1, first, width);
+                     const auto to = matrices.slice(0, part / pieces).block(1, first, width);
+                     for_groups(to.extent(0), rows, [&](index_t k0, index_t height) {
+                         Sum buffer[rows * columns];
+                         copy_in<default_arch>(as_const(to.block(0, k0, height)), buffer, columns);
+                         for (index_t k = 0; k < height; ++k)
+                             for (index_t i = 0; i < width; ++i)
+                                 buffer[k * columns + i] += static_cast<Sum>(from(k0 + k, i));
+                         copy_out<default_arch>(static_cast<const Sum*>(buffer), columns,
+                                                to.block(0, k0, height));
+                     });
+                 });
+}
+
+/// The passes of lora_backward over the rows: adds to d_x and returns, for each entry, the sums
+/// that are wanted. A span goes through its rows once, a few at a time.
+template <class X, class P, class A, class D, class DX, class Sum>
+lora_backward_sums<Sum>
+sum_lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
+                  const lora_batch<P>& adapters, double scale, tensor_view<A, 2> hidden,
+                  tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x, bool a_wanted, bool b_wanted,
+                  const lora_backward_scratch<Sum>& scratch) {
+    const auto& [d_hidden, sums] = scratch;
+    const index_t step = rows_of_backward<D>(d_y.extent(1));
+    const auto& spans = plan.spans();
+    const index_t cost =
+        2 * cost_of_rows(plan, spans, hidden.extent(1), x.extent(1) + d_y.extent(1));
+    executor.run(static_cast<index_t>(spans.size()), cost,
+                 [&, d_hidden = d_hidden, sums = sums](index_t part) noexcept {
+                     const auto& span = spans[static_cast<std::size_t>(part)];
+                     const index_t slot = slot_of(adapters, span.entry);
+                     const auto a = as_const(adapters.a.slice(0, slot));
+                     const auto b = as_const(adapters.b.slice(0, slot));
+                     const row_set all = rows_of(plan, span);
+                     for_groups(all.count, step, [&](index_t first, index_t count) {
+                         const row_set rows{all.numbers + first, count};
+                         if (a_wanted || !d_x.absent())
+                             project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
+                         if (b_wanted)
+                             add_outer_products(rows, as_const(d_y), as_const(hidden), scale,
+                                                sums.b.slice(0, part), first != 0, d_x);
+                         if (!d_x.absent())
+                             expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
+                         if (a_wanted)
+                             add_outer_products(rows, as_const(x), as_const(d_hidden), 1,
+                                                sums.a.slice(0, part), first != 0);
+                     });
+                 });
+    if (a_wanted) add_up_spans(executor, plan, sums.a);
+    if (b_wanted) add_up_spans(executor, plan, sums.b);
+    return {sums.a.block(0, 0, plan.entries()), sums.b.block(0, 0, plan.entries())};
+}
+
+} // namespace detail
+
+/// Bytes of workspace that lora_backward needs; `A` is the accumulator type of x, adapters and d_y.
+template <class A>
+std::size_t lora_backward_workspace_size(const batch_plan& plan, index_t in_features,
+                                         index_t out_features, index_t rank) noexcept {
     workspace meter;
-    (void)meter.take<A, 2>({plan.rows(), rank});
+    (void)detail::take_lora_backward_scratch<A>(meter, plan, in_features, out_features, rank);
     return meter.used();
 }
 
@@ -194,27 +311,18 @@ void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X,
                             {plan.entries(), rank, adapters.b.extent(2)});
     detail::require_no_slots(function, "d_adapters.slots", d_adapters);
     require_every_part(function, executor);
-    require_workspace(function, scratch, lora_backward_workspace_size<Sum>(plan, rank));
+    const index_t in_features = x.extent(1);
+    const index_t out_features = d_y.extent(1);
+    require_workspace(function, scratch,
+                      lora_backward_workspace_size<Sum>(plan, in_features, out_features, rank));
 
-    if (!d_x.absent() || !d_adapters.a.absent()) {
-        const auto d_hidden = scratch.take<Sum, 2>({plan.rows(), rank});
-        const auto& blocks = plan.blocks();
-        executor.run(static_cast<index_t>(blocks.size()), [&](index_t part) noexcept {
-            const auto& block = blocks[static_cast<std::size_t>(part)];
-            const detail::row_set rows = detail::rows_of(plan, block);
-            const index_t slot = detail::slot_of(adapters, block.entry);
-            const auto a = as_const(adapters.a.slice(0, slot));
-            const auto b = as_const(adapters.b.slice(0, slot));
-            detail::project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
-            if (!d_x.absent()) detail::expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
-        });
-        if (!d_adapters.a.absent())
-            detail::add_outer_products_of_entries(executor, plan, as_const(x), as_const(d_hidden),
-                                                  1, d_adapters.a);
-    }
-    if (!d_adapters.b.absent())
-        detail::add_outer_products_of_entries(executor, plan, as_const(d_y), as_const(hidden),
-                                              scale, d_adapters.b.transpose(1, 2));
+    const bool a_wanted = !d_adapters.a.absent();
+    const bool b_wanted = !d_adapters.b.absent();
+    const auto sums = detail::sum_lora_backward(
+        executor, plan, x, adapters, scale, hidden, d_y, d_x, a_wanted, b_wanted,
+        detail::take_lora_backward_scratch<Sum>(scratch, plan, in_features, out_features, rank));
+    if (a_wanted) detail::add_sums(executor, sums.a, d_adapters.a.transpose(1, 2));
+    if (b_wanted) detail::add_sums(executor, sums.b, d_adapters.b);
 }
 
 } // namespace mhr

@@ -28,8 +28,9 @@ namespace mhr {
 
 namespace detail {
 
-/// Rows of a weight of which a part owns the changes; their sums are kept on the stack.
-inline constexpr index_t merged_rows_per_part = 16;
+/// Rows of a weight of which a part owns the changes, and columns whose sums it keeps on the stack.
+inline constexpr index_t merged_rows_per_part = 24;
+inline constexpr index_t merged_columns = 128;
 
 /// weight[o, i] += factor sum over k of left[o, k] right[k, i], left [out, rank], right
 /// [rank, in]. Elements whose sum is 0 keep their bits (-0 + 0 would be +0).
@@ -46,10 +47,10 @@ void add_product(executor_ref executor, tensor_view<const P, 2> left, tensor_vie
         index_t places[height]; // the rows of what is kept on the stack
         for (index_t r = 0; r < height; ++r)
             places[r] = r;
-        for (index_t j0 = 0; j0 < n; j0 += wide_tile) {
-            const index_t width = std::min(wide_tile, n - j0);
-            A sum[height * wide_tile] = {};
-            const tensor_view<A, 2> sums(sum, {count, width}, {wide_tile, 1});
+        for (index_t j0 = 0; j0 < n; j0 += merged_columns) {
+            const index_t width = std::min(merged_columns, n - j0);
+            A sum[height * merged_columns] = {};
+            const tensor_view<A, 2> sums(sum, {count, width}, {merged_columns, 1});
             expand(row_set{places, count}, left.block(0, first, count), right.block(1, j0, width),
                    factor, sums);
             for (index_t r = 0; r < count; ++r)

@@ -10,10 +10,11 @@
 #include <mhr/core/checks.hpp>
 #include <mhr/core/executor.hpp>
 #include <mhr/core/scalar.hpp>
-#include <mhr/core/strided.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/core/workspace.hpp>
+#include <mhr/simd/dense_rows.hpp>
 #include <mhr/simd/skinny_products.hpp>
+#include <mhr/simd/tiles.hpp>
 
 /// \file
 /// LoRA whose modules' *outputs* are mixed, rather than their parameters: what serving a library of
@@ -24,6 +25,9 @@ namespace mhr {
 
 namespace detail {
 
+/// Columns whose sums over all modules are kept on the stack.
+inline constexpr index_t mixed_columns = 128;
+
 /// wide[row] += scale * sum over modules of weights[m] narrow[row, m] matrices[m] for the rows of
 /// one block: narrow [rows, modules, rank], matrices [modules, rank, n], wide [rows, n]. The sum
 /// over all modules is kept on the stack, so that wide is rounded once.
@@ -33,7 +37,7 @@ void expand_modules(row_set rows, tensor_view<const Z, 3> narrow, tensor_view<co
                     tensor_view<Y, 2> wide) noexcept {
     using A = accumulator_t<Z, W, M, Y>;
     constexpr index_t height = batch_plan::rows_per_block;
-    constexpr index_t columns = 2 * wide_tile;
+    constexpr index_t columns = mixed_columns;
     index_t places[height]; // the rows of what is kept on the stack
     for (index_t r = 0; r < height; ++r)
         places[r] = r;
@@ -47,10 +51,10 @@ void expand_modules(row_set rows, tensor_view<const Z, 3> narrow, tensor_view<co
         for (index_t m = 0; m < matrices.extent(0); ++m) {
             const A weight = load<A>(weights(m));
             if (weight == A(0)) continue;
-            for (index_t k0 = 0; k0 < rank; k0 += narrow_tile) {
-                const index_t depth = std::min(narrow_tile, rank - k0);
-                A weighted[height * narrow_tile];
-                const tensor_view<A, 2> tile(weighted, {height, depth}, {narrow_tile, 1});
+            for (index_t k0 = 0; k0 < rank; k0 += rank_group) {
+                const index_t depth = std::min(rank_group, rank - k0);
+                A weighted[height * rank_group];
+                const tensor_view<A, 2> tile(weighted, {height, depth}, {rank_group, 1});
                 for (index_t r = 0; r < rows.count; ++r)
                     for (index_t k = 0; k < depth; ++k)
                         tile(r, k) = weight * load<A>(narrow(rows.numbers[r], m, k0 + k));
@@ -58,13 +62,20 @@ void expand_modules(row_set rows, tensor_view<const Z, 3> narrow, tensor_view<co
                        matrices.slice(0, m).block(0, k0, depth).block(1, j0, width), 1, sums);
             }
         }
-        specialise(wide.stride(1) == 1, [&](auto dense) {
+        // As `expand` ends: rounded once where the architecture can.
+        const tensor_view<Y, 2> target = wide.block(1, j0, width);
+        dense_output_rows<default_arch, A, height> output;
+        for_chunks<default_arch, A>(width, width, [&](index_t first, index_t count) {
+            A* const* c = output.open(rows, target, first, count);
+            const A one = 1;
+            const A* const coefficients[] = {&one};
             for (index_t r = 0; r < rows.count; ++r) {
-                const strided<Y, decltype(dense)::value> y{&wide(rows.numbers[r], j0),
-                                                           wide.stride(1)};
-                for (index_t j = 0; j < width; ++j)
-                    y[j] = store<Y>(load<A>(y[j]) + static_cast<A>(scale) * sum[r * columns + j]);
+                const A* const v[] = {sum + r * columns + first};
+                add_combinations<default_arch, true>(coefficients, v, 1,
+                                                     padded<default_arch, A>(count),
+                                                     static_cast<A>(scale), c + r, 1);
             }
+            output.write(rows, target, first, count);
         });
     }
 }
@@ -80,28 +91,30 @@ void add_outer_products_of_modules(executor_ref executor, const batch_plan& plan
     using A = accumulator_t<X, Z, W, D>;
     const index_t n = matrices.extent(1);
     const index_t rank = matrices.extent(2);
-    const index_t pieces = (n + wide_tile - 1) / wide_tile;
+    const index_t pieces = (n + mixed_columns - 1) / mixed_columns;
     executor.run(matrices.extent(0) * pieces, [&](index_t part) noexcept {
         const index_t m = part / pieces;
-        const index_t i0 = part % pieces * wide_tile;
-        const index_t width = std::min(wide_tile, n - i0);
-        for (index_t k0 = 0; k0 < rank; k0 += narrow_tile) {
-            const index_t depth = std::min(narrow_tile, rank - k0);
-            A sum[wide_tile * narrow_tile] = {};
-            const tensor_view<A, 2> sums(sum, {width, depth}, {narrow_tile, 1});
+        const index_t i0 = part % pieces * mixed_columns;
+        const index_t width = std::min(mixed_columns, n - i0);
+        for_groups(rank, rank_group, [&](index_t k0, index_t depth) {
+            A sum[rank_group * mixed_columns];
+            const tensor_view<A, 2> sums(sum, {depth, width}, {mixed_columns, 1});
+            bool empty = true;
             for (index_t g = 0; g < plan.entries(); ++g) {
                 const A weight = load<A>(weights(g, m));
                 if (weight == A(0)) continue;
                 add_outer_products(rows_of(plan, g), wide.block(1, i0, width),
                                    narrow.slice(1, m).block(1, k0, depth),
-                                   static_cast<double>(weight), sums);
+                                   static_cast<double>(weight), sums, !empty);
+                empty = false;
             }
-            for (index_t i = 0; i < width; ++i)
-                for (index_t k = 0; k < depth; ++k) {
+            if (empty) return;
+            for (index_t k = 0; k < depth; ++k)
+                for (index_t i = 0; i < width; ++i) {
                     D& target = matrices(m, i0 + i, k0 + k);
-                    target = store<D>(load<A>(target) + static_cast<A>(scale) * sums(i, k));
+                    target = store<D>(load<A>(target) + static_cast<A>(scale) * sums(k, i));
                 }
-        }
+        });
     });
 }
 

@@ -53,9 +53,10 @@ struct routed_lora_state {
 template <class A>
 routed_lora_state<A> take_routed_lora_state(workspace& memory, const batch_plan& plan,
                                             const lora_shape& shape) noexcept {
-    const auto a = memory.take<A, 3>({plan.entries(), shape.in_features, shape.rank});
-    const auto b = memory.take<A, 3>({plan.entries(), shape.rank, shape.out_features});
-    return {{a, b}, memory.take<A, 2>({plan.rows(), shape.rank})};
+    // The columns of a are dense, as those of b's rows are: what the products read fastest.
+    const auto a = memory.take_rows<A, 3>({plan.entries(), shape.rank, shape.in_features});
+    const auto b = memory.take_rows<A, 3>({plan.entries(), shape.rank, shape.out_features});
+    return {{a.transpose(1, 2), b}, memory.take<A, 2>({plan.rows(), shape.rank})};
 }
 
 /// Bytes that take_routed_lora_state takes.
@@ -236,10 +237,7 @@ void routed_lora_forward(executor_ref executor, const batch_plan& plan, tensor_v
 template <class A>
 std::size_t routed_lora_backward_workspace_size(const batch_plan& plan,
                                                 const lora_shape& shape) noexcept {
-    workspace meter;
-    (void)meter.take<A, 3>({plan.entries(), shape.in_features, shape.rank});
-    (void)meter.take<A, 3>({plan.entries(), shape.rank, shape.out_features});
-    return meter.used() + lora_backward_workspace_size<A>(plan, shape.rank);
+    return lora_backward_workspace_size<A>(plan, shape.in_features, shape.out_features, shape.rank);
 }
 
 /// The backward of routed_lora_forward, with its arguments and the state that it left:
@@ -279,19 +277,12 @@ void routed_lora_backward(executor_ref executor, const batch_plan& plan, tensor_
 
     const bool mixed_a_wanted = !d_inventory.a.absent() || !d_weights.absent();
     const bool mixed_b_wanted = !d_inventory.b.absent() || !d_weights.absent();
-    lora_batch<Sum> d_mixed;
-    const auto take_zeros = [&](const tensor_view<A, 3>& like) {
-        const auto zeros = scratch.take<Sum, 3>(like.extents());
-        executor.run(plan.entries(), [&](index_t entry) noexcept {
-            const auto matrix = zeros.slice(0, entry);
-            std::fill_n(matrix.data(), matrix.size(), Sum(0));
-        });
-        return zeros;
-    };
-    if (mixed_a_wanted) d_mixed.a = take_zeros(state.mixed.a);
-    if (mixed_b_wanted) d_mixed.b = take_zeros(state.mixed.b);
-
-    lora_backward(executor, plan, x, state.mixed, scale, state.hidden, d_y, d_x, d_mixed, scratch);
+    const auto sums = detail::sum_lora_backward(
+        executor, plan, x, state.mixed, scale, state.hidden, d_y, d_x, mixed_a_wanted,
+        mixed_b_wanted,
+        detail::take_lora_backward_scratch<Sum>(scratch, plan, shape.in_features,
+                                                shape.out_features, shape.rank));
+    const lora_batch<Sum> d_mixed{sums.a.transpose(1, 2), sums.b};
     if (mixed_a_wanted)
         mix_backward(executor, weights, inventory.a, detail::blocks_of_a(d_mixed.a, shape.heads),
                      d_inventory.a, d_weights);

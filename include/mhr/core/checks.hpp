@@ -38,6 +38,9 @@ std::string to_text(const std::array<index_t, Rank>& numbers) {
 /// a * b of two numbers that are not negative, or the largest index if that overflows.
 constexpr index_t saturating_product(index_t a, index_t b) noexcept {
     constexpr index_t largest = std::numeric_limits<index_t>::max();
+    // Nearly always; the division below is what small layers would notice.
+    constexpr index_t small = index_t(1) << (std::numeric_limits<index_t>::digits / 2);
+    if (a < small && b < small) return a * b;
     return a != 0 && b > largest / a ? largest : a * b;
 }
 

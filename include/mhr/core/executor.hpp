@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -87,6 +88,21 @@ class executor_ref {
     template <class F>
     void run(index_t parts, F&& body) const {
         if (parts > 0) call_(object_, parts, parallel_body(body));
+    }
+
+    /// The same for parts that take `cost` multiply-adds each, about: hands out several at a time
+    /// if a single one is not worth waking a thread for.
+    template <class F>
+    void run(index_t parts, index_t cost, F&& body) const {
+        constexpr index_t worth_a_thread = index_t(1) << 18; // some microseconds
+        const index_t together = std::max(index_t(1), worth_a_thread / std::max(cost, index_t(1)));
+        auto several = [&](index_t group) {
+            const index_t first = group * together;
+            const index_t last = together < parts - first ? first + together : parts;
+            for (index_t part = first; part < last; ++part)
+                body(part);
+        };
+        if (parts > 0) run((parts + together - 1) / together, several);
     }
 
     /// False for an executor that runs a share only (see share_executor).

@@ -14,7 +14,9 @@ struct openmp_executor {
 
     void operator()(index_t parts, parallel_body body) const {
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads < 1 ? 1 : threads) schedule(dynamic, 1)
+        // One part is not worth a team.
+        const int team = parts < threads ? static_cast<int>(parts) : threads;
+#pragma omp parallel for num_threads(team < 1 ? 1 : team) schedule(dynamic, 1) if (team > 1)
 #endif
         for (index_t part = 0; part < parts; ++part)
             body(part);

@@ -44,6 +44,23 @@ class workspace {
         return {reinterpret_cast<T*>(start - beyond), extents};
     }
 
+    /// The same with rows (of the last dimension) that begin at multiples of the alignment, and of
+    /// which a kernel can keep many side by side in a cache: rows that are multiples of 2 KiB apart
+    /// would share its sets.
+    template <class T, std::size_t Rank>
+    [[nodiscard]] tensor_view<T, Rank>
+    take_rows(const std::array<index_t, Rank>& extents) noexcept {
+        static_assert(workspace_alignment % sizeof(T) == 0);
+        constexpr auto line = static_cast<index_t>(workspace_alignment / sizeof(T));
+        constexpr index_t set_period = 32;
+        std::array<index_t, Rank> padded = extents;
+        index_t lines = extents[Rank - 1] / line + (extents[Rank - 1] % line != 0);
+        if (lines != 0 && lines % set_period == 0) lines += set_period / 2;
+        padded[Rank - 1] = lines * line;
+        const tensor_view<T, Rank> rows = take<T, Rank>(padded);
+        return {rows.data(), extents, rows.strides()};
+    }
+
     /// Bytes taken so far, padding included (the largest number if that overflowed).
     [[nodiscard]] std::size_t used() const noexcept { return used_; }
 

@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include <xsimd/xsimd.hpp>
+
+#include <mhr/core/tensor_view.hpp>
+
+/// \file
+/// What the kernels ask of xsimd, and the only place that knows its versions: 8.1 and newer. The
+/// architecture is a parameter of every kernel, so that kernels compiled for different ones never
+/// share a symbol.
+
+namespace mhr {
+
+/// The best architecture that the compiler was told of: what kernels use unless asked otherwise.
+using default_arch = xsimd::default_arch;
+
+namespace detail {
+
+template <class A, class Arch>
+using vector = xsimd::batch<A, Arch>;
+
+/// Elements of a vector register.
+template <class A, class Arch>
+inline constexpr index_t lanes = static_cast<index_t>(vector<A, Arch>::size);
+
+/// The architecture of vectors of 16 bytes: the pieces of longer ones, in which elements can change
+/// places (the zips of longer vectors mean different things in different versions).
+#if defined(XSIMD_WITH_SSE2) && XSIMD_WITH_SSE2
+template <class Arch>
+using piece_arch = xsimd::sse2;
+#else
+template <class Arch>
+using piece_arch = Arch;
+#endif
+
+/// True if there are 32 vector registers, else there are 16.
+#if defined(XSIMD_WITH_NEON64) && XSIMD_WITH_NEON64
+template <class Arch>
+inline constexpr bool has_32_registers = true;
+#else
+template <class Arch>
+inline constexpr bool has_32_registers = vector<float, Arch>::size == 16;
+#endif
+
+/// a b + c, rounded once where the architecture can. (xsimd 8.1 rounds twice for AVX-512, unless
+/// the compiler mends it, which could differ from one loop to the next.)
+template <class A, class Arch>
+vector<A, Arch> multiply_add(const vector<A, Arch>& a, const vector<A, Arch>& b,
+                             const vector<A, Arch>& c) noexcept {
+#if defined(XSIMD_WITH_AVX512F) && XSIMD_WITH_AVX512F
+    if constexpr (std::is_base_of_v<xsimd::avx512f, Arch> && std::is_same_v<A, float>)
+        return _mm512_fmadd_ps(a, b, c);
+    else if constexpr (std::is_base_of_v<xsimd::avx512f, Arch> && std::is_same_v<A, double>)
+        return _mm512_fmadd_pd(a, b, c);
+    else
+#endif
+        return xsimd::fma(a, b, c);
+}
+
+enum class cache { l1, l2 };
+
+/// Asks for the cache line at an address, which need not be readable.
+template <cache To>
+[[gnu::always_inline]] inline void prefetch(std::uintptr_t address) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+    // A number, for the address may lie outside of the array.
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    __builtin_prefetch(reinterpret_cast<const void*>(address), 0, To == cache::l1 ? 3 : 2);
+#else
+    (void)address;
+#endif
+}
+
+template <class F, std::size_t... I>
+void unroll(F& body, std::index_sequence<I...>) {
+    (body(std::integral_constant<index_t, static_cast<index_t>(I)>{}), ...);
+}
+/// Calls `body(i)` for i in [0, N) with i a constant: arrays indexed by it become registers at
+/// every level of optimisation.
+template <index_t N, class F>
+void unroll(F&& body) {
+    unroll(body, std::make_index_sequence<static_cast<std::size_t>(N)>{});
+}
+
+/// Bytes of a cache line, about: other sizes cost some useless requests.
+inline constexpr index_t cache_line = 64;
+
+inline std::uintptr_t address_of(const void* pointer) noexcept {
+    return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
+/// Asks for all lines of `Bytes` bytes. Inlined early: compilers drop calls of functions that have no
+/// effect, and fetching is none to them. (For the same reason no lambda may do it.)
+template <cache To, index_t Bytes>
+[[gnu::always_inline]] inline void prefetch_lines(std::uintptr_t address) noexcept {
+    prefetch<To>(address);
+    if constexpr (Bytes > cache_line)
+        prefetch_lines<To, Bytes - cache_line>(address + static_cast<std::uintptr_t>(cache_line));
+}
+
+} // namespace detail
+
+} // namespace mhr
