@@ -52,6 +52,10 @@ mhr_dependency(CLI11 PACKAGES libcli11-dev VERSION 2.1 TARGET CLI11::CLI11
     SHA256 aac0ab42108131ac5d3344a9db0fdf25c4db652296641955720a4fbe52334e22
     RELEASE 2.3.2 INCLUDE include)
 mhr_dependency(Gnuplot PACKAGES gnuplot-nox)
+# What the benchmarks compare with.
+mhr_dependency(OpenBLAS PACKAGES libopenblas-dev)
+mhr_dependency(oneDNN PACKAGES libdnnl-dev)
+mhr_dependency(Torch PACKAGES libtorch-dev)
 mhr_dependency(WordLists)
 
 # Reads the row of a dependency into the variables PACKAGES, VERSION, ...

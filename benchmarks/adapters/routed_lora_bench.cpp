@@ -5,18 +5,16 @@
 TEST_CASE("routed LoRA", "[routed_lora]") {
     const auto cases = mhr_bench::standard_cases();
     const auto& sizes = GENERATE_COPY(from_range(cases));
-    mhr_bench::layer layer(sizes);
+    mhr_bench::layer<float> layer(sizes);
     const mhr::serial_executor executor;
-    BENCHMARK("forward, " + sizes.name) {
-        layer.forward(executor);
-        return layer.y().data()[0];
+    BENCHMARK_ADVANCED("forward, " + sizes.name)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] { layer.forward(executor); });
     };
-    BENCHMARK("backward, " + sizes.name) {
-        layer.backward(executor);
-        return layer.d_weights().data()[0];
+    BENCHMARK_ADVANCED("backward, " + sizes.name)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] { layer.backward(executor); });
     };
-    BENCHMARK("backward to weights, " + sizes.name) {
-        layer.backward_to_weights(executor);
-        return layer.d_weights().data()[0];
+    BENCHMARK_ADVANCED("backward to weights, " + sizes.name)
+    (Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] { layer.backward_to_weights(executor); });
     };
 }

@@ -1,154 +1,172 @@
-// Routed LoRA against the same by Eigen: both on the same buffers, checked against each other
-// first, then timed in turn. Writes report.json and report.md.
-
-#include "eigen_peer.hpp"
+// Routed LoRA against other ways to compute the same: all on the same arrays, their results checked
+// against each other first, then timed in turn. Writes report.json and report.md.
 
 #include <CLI/CLI.hpp>
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <map>
 #include <stdexcept>
+
+#include "costs.hpp"
+#include "machine.hpp"
+#include "measure.hpp"
+#include "report.hpp"
+#include "summary.hpp"
 
 namespace {
 
 using namespace mhr_bench;
 
-template <class F>
-double seconds_of(F&& f) {
-    const auto start = std::chrono::steady_clock::now();
-    f();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+struct options {
+    std::string output = "bench_output";
+    double seconds = 6;
+    int least_rounds = 7;
+    int most_rounds = 41;
+    bool smoke = false;
+    std::vector<std::string> cases, types{"f32", "bf16"}, peers;
+    std::vector<int> threads{1, 2};
+    layer_case own{"own", 2048, 2048, 16, 8, 8, 32, 64, 8};
+};
+
+void add_options(CLI::App& app, options& o, const std::vector<library>& libraries) {
+    std::vector<std::string> case_names{"own"}, library_names;
+    for (const layer_case& c : standard_cases())
+        case_names.push_back(c.name);
+    for (const library& of : libraries)
+        library_names.push_back(of.name);
+    const auto positive = CLI::Range(mhr::index_t{1}, mhr::index_t{1} << 30);
+    app.add_option("--output", o.output, "Folder for report.md and report.json")
+        ->capture_default_str();
+    app.add_option("--seconds", o.seconds,
+                   "Time to measure one case in one type with one number of threads")
+        ->capture_default_str();
+    app.add_option("--repetitions", o.least_rounds, "Least number of timings to take a median of")
+        ->check(CLI::Range(1, 10000))
+        ->capture_default_str();
+    app.add_flag("--smoke", o.smoke,
+                 "Only check results, on all cases with their sizes cut down: fails if any result "
+                 "is wrong");
+    app.add_option("--case", o.cases, "Only these cases (default: all standard ones)")
+        ->check(CLI::IsMember(case_names));
+    app.add_option("--type", o.types, "Storage types")->check(CLI::IsMember({"f32", "bf16"}));
+    app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::Range(1, 1024));
+    app.add_option("--peers", o.peers, "Only these peers (default: all)")
+        ->check(CLI::IsMember(library_names));
+    // Any of these adds a case of one's own.
+    app.add_option("--in", o.own.in_features, "Own case: in_features")->check(positive);
+    app.add_option("--out", o.own.out_features, "Own case: out_features")->check(positive);
+    app.add_option("--rank", o.own.rank, "Own case: rank")->check(positive);
+    app.add_option("--heads", o.own.heads, "Own case: heads")->check(positive);
+    app.add_option("--modules", o.own.modules, "Own case: modules")->check(positive);
+    app.add_option("--sequences", o.own.sequences, "Own case: sequences")->check(positive);
+    app.add_option("--rows", o.own.rows_of_sequence, "Own case: rows of each sequence")
+        ->check(positive);
+    app.add_option("--tasks", o.own.tasks, "Own case: tasks, to which sequences are dealt in turn")
+        ->check(positive);
 }
 
-double median(std::vector<double> values) {
-    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
-    return *middle;
+bool has_own_case(const CLI::App& app) {
+    for (const char* name :
+         {"--in", "--out", "--rank", "--heads", "--modules", "--sequences", "--rows", "--tasks"})
+        if (app.count(name)) return true;
+    return false;
 }
 
-/// Throws unless both computed the same y from zero, up to the rounding of long sums.
-void verify(layer& ours, eigen_peer& peer) {
-    const mhr::serial_executor executor;
-    std::fill_n(ours.y().data(), ours.y().size(), 0.0F);
-    ours.forward(executor);
-    peer.forward();
-    float largest = 0;
-    float error = 0;
-    for (index_t i = 0; i < ours.y().size(); ++i) {
-        const float difference = std::abs(ours.y().data()[i] - peer.y()[i]);
-        if (!(difference <= error)) error = difference; // NaN, too, ends up in `error`
-        largest = std::max(largest, std::abs(peer.y()[i]));
+std::vector<layer_case> chosen_cases(const options& o, bool own) {
+    auto cases = standard_cases();
+    const bool named = std::find(o.cases.begin(), o.cases.end(), "own") != o.cases.end();
+    if (own && o.cases.empty()) cases.clear();
+    if (own || named) {
+        const layer_case& c = o.own;
+        if (c.in_features % c.heads != 0 || c.out_features % c.heads != 0)
+            throw std::runtime_error("own case: heads must divide in_features and out_features");
+        if (c.sequences < c.tasks) throw std::runtime_error("own case: each task needs a sequence");
+        cases.push_back(c);
     }
-    if (!(error <= 1e-4F * largest))
-        throw std::runtime_error("case " + ours.sizes().name + ": results differ by " +
-                                 std::to_string(error) + " of " + std::to_string(largest));
+    if (!o.cases.empty())
+        cases.erase(std::remove_if(cases.begin(), cases.end(),
+                                   [&](const layer_case& c) {
+                                       return std::find(o.cases.begin(), o.cases.end(), c.name) ==
+                                              o.cases.end();
+                                   }),
+                    cases.end());
+    return cases;
 }
 
-nlohmann::json measure(const layer_case& sizes, int repetitions) {
-    layer ours(sizes);
-    eigen_peer peer(ours);
-    verify(ours, peer);
-    const mhr::serial_executor executor;
-    std::vector<double> forward, backward, train, to_weights, eigen;
-    for (int i = 0; i < repetitions; ++i) {
-        forward.push_back(seconds_of([&] { ours.forward(executor); }));
-        eigen.push_back(seconds_of([&] { peer.forward(); }));
-        backward.push_back(seconds_of([&] { ours.backward(executor); }));
-        train.push_back(seconds_of([&] {
-            ours.forward(executor);
-            ours.backward(executor);
-        }));
-        to_weights.push_back(seconds_of([&] { ours.backward_to_weights(executor); }));
-    }
-    const auto row = [&](const char* pass, double seconds) {
-        return nlohmann::json{{"case", sizes.name}, {"pass", pass},
-                              {"type", "f32"},      {"threads", 1},
-                              {"seconds", seconds}, {"peers", nlohmann::json::object()}};
+/// The same case, small enough for oracles: what is computed, and how it is split, stays.
+layer_case cut_down(layer_case c) {
+    const auto least = std::max<index_t>(128, c.heads);
+    const auto cut = [&](index_t features) {
+        const index_t smaller = features / 16 / c.heads * c.heads;
+        return std::min(features, std::max(least, smaller));
     };
-    auto rows = nlohmann::json::array(
-        {row("forward", median(forward)), row("forward+backward", median(train)),
-         row("backward", median(backward)), row("backward to weights", median(to_weights))});
-    rows[0]["peers"]["Eigen"] = median(eigen) / median(forward);
-    return rows;
+    c.in_features = cut(c.in_features);
+    c.out_features = cut(c.out_features);
+    c.rows_of_sequence = std::min<index_t>(c.rows_of_sequence, 512 / c.sequences);
+    return c;
 }
 
-/// Training the routing alone (MHR-z) against training all: time of the backward to the weights
-/// alone over that of the backward to everything; geometric mean of the cases, and their worst.
-nlohmann::json summarise(const nlohmann::json& rows) {
-    std::map<std::string, std::map<std::string, double>> seconds; // [case][pass]
-    for (const auto& row : rows)
-        seconds[row.at("case").get<std::string>()][row.at("pass").get<std::string>()] =
-            row.at("seconds").get<double>();
-    double logarithms = 0;
-    double worst = 0;
-    for (const auto& [name, of_pass] : seconds) {
-        const double ratio = of_pass.at("backward to weights") / of_pass.at("backward");
-        logarithms += std::log(ratio);
-        worst = std::max(worst, ratio);
-    }
-    return {{"z_backward_cost", std::exp(logarithms / static_cast<double>(seconds.size()))},
-            {"z_backward_cost_worst", worst}};
-}
-
-void write_markdown(std::ostream& to, const nlohmann::json& report) {
-    to << "# Benchmark\n\nMedians of one run, one thread. Ratios above 1: the peer is slower.\n\n"
-          "| case | pass | type | threads | ms | Eigen / mhr |\n|---|---|---|---|---|---|\n";
-    char text[64];
-    for (const auto& row : report.at("rows")) {
-        std::snprintf(text, sizeof text, "%.4f", 1e3 * row.at("seconds").get<double>());
-        to << "| " << row.at("case").get<std::string>() << " | "
-           << row.at("pass").get<std::string>() << " | " << row.at("type").get<std::string>()
-           << " | " << row.at("threads") << " | " << text << " | ";
-        if (row.at("peers").contains("Eigen")) {
-            std::snprintf(text, sizeof text, "%.2f", row.at("peers").at("Eigen").get<double>());
-            to << text;
+void run(const options& o, bool own, const std::vector<library>& libraries) {
+    plan_of_measurement plan{
+        {}, {o.seconds, o.least_rounds, std::max(o.least_rounds, o.most_rounds)}, o.smoke};
+    for (const library& of : libraries)
+        if (o.peers.empty() || std::find(o.peers.begin(), o.peers.end(), of.name) != o.peers.end())
+            plan.libraries.push_back(of);
+    report result;
+    result.machine = describe_machine(plan.libraries);
+    const auto chosen = [&](const char* type) {
+        return std::find(o.types.begin(), o.types.end(), type) != o.types.end();
+    };
+    const auto each = [&](const layer_case& sizes, const plan_of_measurement& how) {
+        const auto keep = [&](std::vector<measured_pass> passes) {
+            result.passes.insert(result.passes.end(), passes.begin(), passes.end());
+        };
+        for (const int threads : o.threads) {
+            if (chosen("f32")) keep(measure<float>(sizes, threads, how));
+            if (chosen("bf16")) keep(measure<bfloat16>(sizes, threads, how));
         }
-        to << " |\n";
+    };
+    const auto cases = chosen_cases(o, own);
+    plan_of_measurement check = plan;
+    check.only_verify = true;
+    for (const layer_case& sizes : cases)
+        each(cut_down(sizes), check);
+    std::cerr << "results are right\n";
+    if (o.smoke) return;
+
+    for (const layer_case& sizes : cases) {
+        std::cerr << sizes.name << '\n';
+        each(sizes, plan);
     }
-    std::snprintf(text, sizeof text, "%.2f (worst case %.2f)",
-                  report.at("summary").at("z_backward_cost").get<double>(),
-                  report.at("summary").at("z_backward_cost_worst").get<double>());
-    to << "\nBackward to the weights alone (MHR-z) over the backward to everything: " << text
-       << ".\n";
+    if (o.cases.empty() && !own) {
+        std::cerr << "costs\n";
+        result.costs = measure_costs(plan);
+    }
+    result.summary = summarise(result.passes, result.costs);
+    std::filesystem::create_directories(o.output);
+    const std::filesystem::path folder(o.output);
+    std::ofstream json(folder / "report.json");
+    json << as_json(result);
+    std::ofstream markdown(folder / "report.md");
+    markdown << as_markdown(result);
+    std::cout << as_markdown(result);
+    if (!json.flush() || !markdown.flush()) throw std::runtime_error("cannot write to " + o.output);
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app{"Times routed LoRA against Eigen.", "mhr_compare"};
-    std::string output = "bench_output";
-    int repetitions = 21;
-    app.add_option("--output", output, "Folder for report.md and report.json")
-        ->capture_default_str();
-    app.add_option("--repetitions", repetitions, "Timings of which the median is told")
-        ->check(CLI::Range(1, 10000))
-        ->capture_default_str();
-    CLI11_PARSE(app, argc, argv);
+    prepare_environment(argv, environment_of_libraries());
     try {
-        nlohmann::json report{{"rows", nlohmann::json::array()}};
-        for (const layer_case& sizes : standard_cases()) {
-            std::cerr << sizes.name << '\n';
-            for (auto& row : measure(sizes, repetitions))
-                report["rows"].push_back(row);
-        }
-        report["summary"] = summarise(report["rows"]);
-        std::filesystem::create_directories(output);
-        const std::filesystem::path folder(output);
-        std::ofstream json(folder / "report.json");
-        json << report.dump(2) << '\n';
-        std::ofstream markdown(folder / "report.md");
-        write_markdown(markdown, report);
-        write_markdown(std::cout, report);
-        if (!json.flush() || !markdown.flush())
-            throw std::runtime_error("cannot write to " + output);
+        const auto libraries = all_libraries();
+        CLI::App app{"Times routed LoRA against other ways to compute the same.", "mhr_compare"};
+        options chosen;
+        add_options(app, chosen, libraries);
+        CLI11_PARSE(app, argc, argv);
+        run(chosen, has_own_case(app), libraries);
     } catch (const std::exception& failure) {
         std::cerr << "mhr_compare: " << failure.what() << '\n';
         return 1;

@@ -2,26 +2,37 @@
 
 #include "../support/layer.hpp"
 
-TEST_CASE("mixing an inventory, 8 tasks, 8 heads, 8 modules, 2048 x 16", "[mix]") {
-    mhr_bench::layer layer({"batch", 2048, 2048, 16, 8, 8, 8, 1, 8});
+TEST_CASE("mixing", "[mix]") {
+    const auto [tasks, heads, rank] = GENERATE(
+        table<mhr::index_t, mhr::index_t, mhr::index_t>({{8, 8, 16}, {8, 64, 1}, {1, 8, 16}}));
+    const std::string sizes = ", " + std::to_string(tasks) + " tasks, " + std::to_string(heads) +
+                              " heads, 8 modules, 2048 x " + std::to_string(rank);
+    mhr_bench::layer<float> layer({"", 2048, 2048, rank, heads, 8, tasks, 1, tasks});
     const auto inventory = layer.inventory();
     const auto d_inventory = layer.d_inventory();
-    std::vector<float> mixed(8 * 2048 * 16, 1.0F);
-    const mhr::tensor_view<float, 4> blocks(mixed.data(), {8, 8, 2048 / 8, 16});
+    mhr_bench::aligned_array<float> mixed(tasks * 2048 * rank);
+    const mhr::tensor_view<float, 4> blocks(mixed.data(), {tasks, heads, 2048 / heads, rank});
     const mhr::serial_executor executor;
 
-    BENCHMARK("forward") {
-        mhr::mix_forward(executor, layer.weights(), inventory.a, blocks);
-        return mixed[0];
+    BENCHMARK_ADVANCED("forward" + sizes)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] {
+            mhr::mix_forward(executor, layer.weights(), inventory.a, blocks);
+            return mixed.data()[0];
+        });
     };
-    BENCHMARK("backward to modules and weights") {
-        mhr::mix_backward(executor, layer.weights(), inventory.a, blocks, d_inventory.a,
-                          layer.d_weights());
-        return d_inventory.a.data()[0];
+    BENCHMARK_ADVANCED("backward to modules and weights" + sizes)
+    (Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] {
+            mhr::mix_backward(executor, layer.weights(), inventory.a, blocks, d_inventory.a,
+                              layer.d_weights());
+            return d_inventory.a.data()[0];
+        });
     };
-    BENCHMARK("backward to weights") {
-        mhr::mix_backward(executor, layer.weights(), inventory.a, blocks,
-                          mhr::tensor_view<float, 4>{}, layer.d_weights());
-        return layer.d_weights().data()[0];
+    BENCHMARK_ADVANCED("backward to weights" + sizes)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] {
+            mhr::mix_backward(executor, layer.weights(), inventory.a, blocks,
+                              mhr::tensor_view<float, 4>{}, layer.d_weights());
+            return layer.d_weights().data()[0];
+        });
     };
 }

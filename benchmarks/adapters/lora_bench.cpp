@@ -1,0 +1,37 @@
+#include <catch2/catch.hpp>
+
+#include "../support/layer.hpp"
+
+// One ready adapter for all rows: what MHR-mu trains.
+TEST_CASE("LoRA", "[lora]") {
+    const auto [rows, rank] =
+        GENERATE(table<mhr::index_t, mhr::index_t>({{1, 16}, {512, 16}, {512, 64}, {512, 5}}));
+    const std::string sizes = ", " + std::to_string(rows) + " rows, 2048 x " + std::to_string(rank);
+    mhr_bench::layer<float> layer({"", 2048, 2048, rank, 1, 1, 1, rows, 1});
+    const auto adapter = layer.state().mixed;
+    const auto hidden = layer.state().hidden;
+    const auto& plan = layer.plan();
+    mhr_bench::aligned_array<float> d_a(2048 * rank), d_b(2048 * rank);
+    const mhr::lora_batch<float> d_adapter{{d_a.data(), {1, 2048, rank}},
+                                           {d_b.data(), {1, rank, 2048}}};
+    mhr::owned_workspace scratch(mhr::lora_backward_workspace_size<float>(plan, 2048, 2048, rank));
+    const mhr::serial_executor executor;
+
+    BENCHMARK_ADVANCED("forward" + sizes)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] {
+            mhr::lora_forward(executor, plan, layer.x(), adapter, layer.scale(), layer.y(), hidden);
+        });
+    };
+    BENCHMARK_ADVANCED("backward" + sizes)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] {
+            mhr::lora_backward(executor, plan, layer.x(), adapter, layer.scale(), hidden,
+                               layer.d_y(), layer.d_x(), d_adapter, scratch);
+        });
+    };
+    BENCHMARK_ADVANCED("backward to x" + sizes)(Catch::Benchmark::Chronometer meter) {
+        meter.measure([&] {
+            mhr::lora_backward(executor, plan, layer.x(), adapter, layer.scale(), hidden,
+                               layer.d_y(), layer.d_x(), mhr::lora_batch<float>{}, scratch);
+        });
+    };
+}

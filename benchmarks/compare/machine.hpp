@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "peer.hpp"
+
+namespace mhr_bench {
+
+/// What the numbers depend on beside the code: names and values, nothing that changes by itself.
+using machine_description = std::vector<std::pair<std::string, std::string>>;
+
+machine_description describe_machine(const std::vector<library>& libraries);
+
+/// Starts the program anew in an environment in which all competitors are at their best, as they
+/// read it when they are loaded: with what libraries want, and with threads that sleep while they
+/// wait (a spinning thread of one competitor would take the processor from the next).
+void prepare_environment(char** arguments, const environment& wanted);
+
+} // namespace mhr_bench

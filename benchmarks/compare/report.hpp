@@ -1,0 +1,25 @@
+#pragma once
+
+#include <string>
+
+#include "machine.hpp"
+#include "measure.hpp"
+#include "summary.hpp"
+
+namespace mhr_bench {
+
+struct report {
+    machine_description machine;
+    std::vector<measured_pass> passes;
+    std::vector<measured_cost> costs;
+    std::vector<summary_entry> summary;
+};
+
+/// {"machine", "rows": [{"case", "pass", "type", "threads", "seconds", "roofline_fraction",
+/// "peers": {name: their time over ours}, ..}], "summary": {key: value}, "targets", "costs"}.
+std::string as_json(const report& of);
+
+/// The same as tables.
+std::string as_markdown(const report& of);
+
+} // namespace mhr_bench
