@@ -70,11 +70,11 @@ inline void require_same(const std::string& what, const outcome& expected, const
 }
 
 /// Ours store in `T` what they return and nothing else; peers that compute in bf16 store each
-/// intermediate result, and on processors without instructions for it some sum in it, too.
+/// intermediate result.
 template <class T>
 constexpr double tolerance_of_ours = sizeof(T) == 2 ? 1e-2 : 2e-5;
 template <class T>
-constexpr double tolerance_of_peers = sizeof(T) == 2 ? 1e-1 : 1e-4;
+constexpr double tolerance_of_peers = sizeof(T) == 2 ? 4e-2 : 1e-4;
 
 /// What forward and backward compute by the plain loops of mhr/reference, in f64.
 template <class T>

@@ -300,6 +300,12 @@ TEST_CASE_TEMPLATE("combinations of every number of rows", A, MHR_TEST_ACCUMULAT
                 check_combinations<Arch, A, true>(p, 3, vectors, worst);
                 check_combinations<Arch, A, false>(p, 49, vectors, worst);
             }
+        // A single row's sums are kept for so many columns at a time.
+        const index_t whole = detail::single_row_columns / detail::lanes<A, Arch>;
+        for (index_t vectors : {whole, 2 * whole + 3}) {
+            check_combinations<Arch, A, true>(1, 17, vectors, worst);
+            check_combinations<Arch, A, false>(1, 9, vectors, worst);
+        }
         CHECK(worst > 0.05);
     });
 }

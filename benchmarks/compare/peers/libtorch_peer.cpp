@@ -223,8 +223,20 @@ void add_peer(peers& to, const layer_arrays<T>& arrays) {
     to.push_back(std::make_unique<libtorch_peer<T, Formula>>(arrays));
 }
 
+/// False where products are summed in bf16, for want of instructions that the library knows: their
+/// results are no longer those of the layer.
+template <class T>
+bool sums_in_f32() {
+#if defined(__x86_64__)
+    return sizeof(T) != 2 || __builtin_cpu_supports("avx512bw");
+#else
+    return sizeof(T) != 2;
+#endif
+}
+
 template <class T>
 peers make_grouped(const layer_arrays<T>& arrays, int threads) {
+    if (!sums_in_f32<T>()) return {};
     torch::set_num_threads(threads);
     peers result;
     if (arrays.sizes.sequences % arrays.sizes.tasks == 0)
@@ -235,6 +247,7 @@ peers make_grouped(const layer_arrays<T>& arrays, int threads) {
 
 template <class T>
 peers make_peft(const layer_arrays<T>& arrays, int threads) {
+    if (!sums_in_f32<T>()) return {};
     torch::set_num_threads(threads);
     peers result;
     add_peer<T, peft_formula>(result, arrays);

@@ -13,10 +13,11 @@ struct openmp_executor {
     int threads = 1;
 
     void operator()(index_t parts, parallel_body body) const {
-#ifdef _OPENMP
-        // One part is not worth a team.
         const int team = parts < threads ? static_cast<int>(parts) : threads;
-#pragma omp parallel for num_threads(team < 1 ? 1 : team) schedule(dynamic, 1) if (team > 1)
+        // Even a team of one takes longer to set up than small layers to compute.
+        if (team <= 1) return serial_executor{}(parts, body);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
 #endif
         for (index_t part = 0; part < parts; ++part)
             body(part);

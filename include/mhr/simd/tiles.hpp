@@ -212,6 +212,63 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
     return first;
 }
 
+/// Columns of which the sums of a single row are kept in L1 between the groups of its terms.
+inline constexpr index_t single_row_columns = 1024;
+
+/// A group of Q terms of a single row, from term `first`: sums[j] += sum over q of coefficients[q]
+/// v[q][j], the first group from 0; the last one goes on to c[j] += factor sums[j].
+template <class Arch, bool Accumulate, format Format, index_t Q, class A, class T>
+void add_terms_of_single_row(const A* coefficients, const T* const* v, index_t column,
+                             index_t count, bool is_first, bool is_last, A factor, A* sums, A* c,
+                             const std::uintptr_t* ahead, index_t size_ahead) noexcept {
+    using V = vector<A, Arch>;
+    constexpr index_t width = lanes<A, Arch>;
+    V a[Q];
+    const T* row[Q];
+    unroll<Q>([&](auto q) {
+        a[q] = V(coefficients[q]);
+        row[q] = v[q] + column;
+    });
+    for (index_t j = 0; j < count; j += width) {
+        if (ahead != nullptr && j * size_ahead % cache_line == 0)
+            for (index_t q = 0; q < Q; ++q)
+                prefetch<cache::l2>(ahead[q] +
+                                    static_cast<std::uintptr_t>((column + j) * size_ahead));
+        V sum = is_first ? V(A(0)) : V::load_aligned(sums + j);
+        unroll<Q>([&](auto q) {
+            sum = multiply_add(a[q], load_lanes<A, Arch, Format>(row[q] + j), sum);
+        });
+        if (!is_last)
+            sum.store_aligned(sums + j);
+        else if constexpr (Accumulate)
+            multiply_add(V(factor), sum, V::load_unaligned(c + j)).store_unaligned(c + j);
+        else
+            (V(factor) * sum).store_unaligned(c + j);
+    }
+}
+
+/// add_combinations for a single row: a few long rows of v at a time, for there is nothing that a
+/// tile could use again. Sums in the order of the tiles.
+template <class Arch, bool Accumulate, format Format, class A, class T>
+void add_single_combination(const A* coefficients, const T* const* v, index_t depth, index_t count,
+                            A factor, A* c, const rows_ahead& ahead) noexcept {
+    if (depth == 0) {
+        if constexpr (!Accumulate) std::fill_n(c, count, factor * A(0));
+        return;
+    }
+    alignas(64) A sums[single_row_columns];
+    for (index_t first = 0; first < count; first += single_row_columns) {
+        const index_t columns = std::min(single_row_columns, count - first);
+        const auto terms = [&](index_t q, auto size) {
+            add_terms_of_single_row<Arch, Accumulate, Format, size>(
+                coefficients + q, v + q, first, columns, q == 0, q + size == depth, factor, sums,
+                c + first, ahead.addresses == nullptr ? nullptr : ahead.addresses + q,
+                ahead.element_size);
+        };
+        for_tiles<8, 4, 2, 1>(depth, terms);
+    }
+}
+
 /// c[p] += factor * sum over q of coefficients[p][q] v[q] over `count` elements, a multiple of the
 /// lanes; without Accumulate, c is overwritten. Rows of v of another type, of which `Format` tells,
 /// are converted once for each row of tiles.
@@ -231,10 +288,9 @@ void add_combinations(const A* const* coefficients, const T* const* v, index_t d
         constexpr std::integral_constant<index_t, 1> one;
         constexpr std::integral_constant<index_t, 2> two;
         constexpr std::integral_constant<index_t, 4> four;
-        constexpr std::integral_constant<index_t, 8> eight;
-        // A single row fills the registers with columns.
         if constexpr (decltype(height)::value == 1)
-            with_widths(p, height, eight, one);
+            add_single_combination<Arch, Accumulate, Format>(
+                coefficients[p], v, depth, count, factor, c[p], p == 0 ? ahead : rows_ahead{});
         else if constexpr (has_32_registers<Arch>)
             with_widths(p, height, four, two, one);
         else
