@@ -94,8 +94,8 @@ inline std::uintptr_t address_of(const void* pointer) noexcept {
     return reinterpret_cast<std::uintptr_t>(pointer);
 }
 
-/// Asks for all lines of `Bytes` bytes. Inlined early: compilers drop calls of functions that have no
-/// effect, and fetching is none to them. (For the same reason no lambda may do it.)
+/// Asks for all lines of `Bytes` bytes. Inlined early: compilers drop calls of functions that have
+/// no effect, and fetching is none to them. (For the same reason no lambda may do it.)
 template <cache To, index_t Bytes>
 [[gnu::always_inline]] inline void prefetch_lines(std::uintptr_t address) noexcept {
     prefetch<To>(address);
