@@ -30,7 +30,7 @@ inline constexpr index_t chunk_columns = static_cast<index_t>(1024 / sizeof(A));
 /// what they are multiplied with streams by.
 template <class Arch, class A>
 inline constexpr index_t
-    chunk_columns_in_place = static_cast<index_t>(24 * 1024 / sizeof(A)) / inner_product_rows<Arch>;
+    chunk_columns_in_place = static_cast<index_t>(24576 / sizeof(A)) / inner_product_rows<Arch>;
 
 /// Calls `f(first, count)` for chunks of [0, n) of up to `size` columns (whole vectors), and at the
 /// end one of less than a vector.

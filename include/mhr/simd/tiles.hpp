@@ -147,8 +147,8 @@ void finish_inner_products(index_t u_rows, index_t v_rows, A* sums, A* totals) n
 
 /// Rows that are wanted soon, as many as a combination has terms: while the term q is added, a line
 /// of row q is fetched, at the columns that are computed; the next tiles of the same columns fetch
-/// the next line, until all are. (Hardware does not foresee rows that are
-/// visited in pieces, nor arrays whose turn comes later.)
+/// the next line, until all are. (Hardware does not foresee rows that are visited in pieces, nor
+/// arrays whose turn comes later.)
 struct rows_ahead {
     const std::uintptr_t* addresses = nullptr;
     index_t element_size = 0;
@@ -168,6 +168,7 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
     constexpr index_t width = lanes<A, Arch>;
     constexpr index_t columns = Width * width;
     constexpr auto bytes = columns * static_cast<index_t>(sizeof(A));
+    constexpr auto bytes_of_v = columns * static_cast<index_t>(sizeof(T));
     const A* coefficient[P];
     A* to[P];
     unroll<P>([&](auto p) {
@@ -189,8 +190,7 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
             if (addresses != nullptr) prefetch<cache::l2>(addresses[q] + offset);
             const T* const row = v[q] + first;
             if constexpr (Format != format::other)
-                prefetch_lines<cache::l2, columns* static_cast<index_t>(sizeof(T))>(
-                    address_of(row) + converted_bytes_ahead);
+                prefetch_lines<cache::l2, bytes_of_v>(address_of(row) + converted_bytes_ahead);
             V b[Width];
             unroll<Width>([&](auto w) { b[w] = load_lanes<A, Arch, Format>(row + w * width); });
             unroll<P>([&](auto p) {
