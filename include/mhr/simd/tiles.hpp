@@ -14,7 +14,7 @@
 ///     inner products   sums[p][q] += u[p] . v[q]
 ///     combinations     c[p] += factor * sum over q of coefficients[p][q] v[q]
 /// A tile of the results is kept in registers: of 32 registers 6 x 4 for both, of 16 registers
-/// 3 x 4 sums, whose terms are all loaded, or 4 x 2 columns, whose coefficients take a register.
+/// 3 x 4 sums, whose terms are all loaded, or 4 x 2 (6 x 2) columns, whose coefficients take one.
 /// The order of each result's sum does not depend on the tile that it is in.
 
 namespace mhr::detail {
@@ -296,7 +296,9 @@ void add_combinations(const A* const* coefficients, const T* const* v, index_t d
         else
             with_widths(p, height, two, one);
     };
-    if constexpr (has_32_registers<Arch>)
+    // With 16 registers, taller tiles load less and take longer to begin and end: for deep sums.
+    constexpr index_t deep = 32;
+    if (has_32_registers<Arch> || (depth >= deep && c_rows > 8))
         for_tiles<6, 4, 2, 1>(c_rows, rows);
     else
         for_tiles<4, 2, 1>(c_rows, rows);
