@@ -63,6 +63,7 @@ template <class Arch, class A, class T>
 void copy_in(tensor_view<const T, 2> from, A* to, index_t to_stride) noexcept {
     const index_t rows = from.extent(0);
     const index_t columns = from.extent(1);
+    if (rows == 0 || columns == 0) return; // perhaps without memory
     if (to_stride == columns && from.is_contiguous()) {
         read_run<Arch>(from.data(), 1, rows * columns, to); // rather than many short ones
     } else if (from.stride(0) != 1 || from.stride(1) == 1 || rows > transpose_buffer) {
@@ -87,6 +88,7 @@ template <class Arch, class A, class T>
 void copy_out(const A* from, index_t from_stride, tensor_view<T, 2> to) noexcept {
     const index_t rows = to.extent(0);
     const index_t columns = to.extent(1);
+    if (rows == 0 || columns == 0) return;
     if (from_stride == columns && to.is_contiguous()) {
         write_run<Arch>(from, rows * columns, to.data(), 1);
     } else if (to.stride(0) != 1 || to.stride(1) == 1 || rows > transpose_buffer) {
