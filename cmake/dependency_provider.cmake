@@ -57,6 +57,10 @@ mhr_dependency(OpenBLAS PACKAGES libopenblas-dev)
 mhr_dependency(oneDNN PACKAGES libdnnl-dev)
 mhr_dependency(Torch PACKAGES libtorch-dev)
 mhr_dependency(WordLists)
+# Hosts. Of ggml there is no package.
+mhr_dependency(dlpack PACKAGES libdlpack-dev)
+mhr_dependency(MPI PACKAGES libopenmpi-dev openmpi-bin)
+mhr_dependency(OpenCVDnn PACKAGES libopencv-dnn-dev)
 
 # Reads the row of a dependency into the variables PACKAGES, VERSION, ...
 macro(mhr_read_dependency name)
