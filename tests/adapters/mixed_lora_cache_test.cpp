@@ -115,8 +115,8 @@ tasks held_by(const mixed_lora_cache<float>& cache, std::uint64_t version = 0) {
 
 } // namespace
 
-TEST_CASE_TEMPLATE("batches through the cache are routed LoRA, to the last bit", X, double, float,
-                   Eigen::bfloat16) {
+TEST_CASE_TEMPLATE("batches through the cache are routed LoRA, to the last bit", X,
+                   Eigen::bfloat16 MHR_TEST_ALSO(double, float)) {
     const auto check = [](auto of_inventory, auto of_weights) {
         using M = decltype(of_inventory);
         using W = decltype(of_weights);

@@ -34,9 +34,9 @@ using half = Eigen::half;
 // Mixed types as hosts have them: an adapter of higher precision than the activations, sums of
 // gradients in f32, an inventory kept small.
 #define ROUTED_STORAGES                                                                            \
-    all_of<double>, plain, all_of<bf16>, all_of<half>, storage<bf16, float, float, bf16>,          \
-        storage<half, bf16, float, half, float, float, float>,                                     \
-        storage<float, half, double, float>, storage<float, float, float, double>
+    plain, storage<half, bf16, float, half, float, float, float> MHR_TEST_ALSO(                    \
+               all_of<double>, all_of<bf16>, all_of<half>, storage<bf16, float, float, bf16>,      \
+               storage<float, half, double, float>, storage<float, float, float, double>)
 
 // Every size once 1, one head, one module, one task, more tasks than rows, ranks beyond the tiles.
 constexpr routed_sizes shapes[] = {

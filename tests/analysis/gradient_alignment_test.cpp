@@ -134,8 +134,10 @@ tensor<double, 2> rows_of(index_t rows, const std::vector<double>& values) {
 } // namespace
 
 TEST_CASE_TEMPLATE("Gram matrices of shared modules agree with the oracle", T,
-                   storage<double, double>, storage<float, float>, storage<bf16, bf16>,
-                   storage<half, half>, storage<float, bf16>, storage<double, float>) {
+                   storage<float, float>,
+                   storage<float, bf16> MHR_TEST_ALSO(storage<double, double>, storage<bf16, bf16>,
+                                                      storage<half, half>,
+                                                      storage<double, float>)) {
     for (const sizes& s : shapes) {
         CAPTURE(s.tasks);
         CAPTURE(s.heads);

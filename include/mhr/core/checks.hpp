@@ -27,12 +27,16 @@ void require(bool condition, const char* function, const char* argument, Expecte
 
 namespace detail {
 
-template <std::size_t Rank>
-std::string to_text(const std::array<index_t, Rank>& numbers) {
+inline std::string to_text(const index_t* numbers, std::size_t count) {
     std::string text = "[";
-    for (std::size_t axis = 0; axis < Rank; ++axis)
+    for (std::size_t axis = 0; axis < count; ++axis)
         text += (axis == 0 ? "" : ", ") + std::to_string(numbers[axis]);
     return text + "]";
+}
+
+template <std::size_t Rank>
+std::string to_text(const std::array<index_t, Rank>& numbers) {
+    return to_text(numbers.data(), Rank);
 }
 
 /// a * b of two numbers that are not negative, or the largest index if that overflows.
@@ -52,16 +56,30 @@ constexpr index_t axis_reach(index_t extent, index_t stride) noexcept {
     return saturating_product(extent - 1, stride < 0 ? -stride : stride);
 }
 
-/// True if the offsets of all elements, in bytes, fit an index.
+/// A view as the checks see it, so that they are compiled once for all types and ranks.
+struct viewed_memory {
+    const void* data;
+    index_t element_size;
+    std::size_t alignment;
+    std::size_t rank;
+    const index_t* extents;
+    const index_t* strides;
+};
+
 template <class T, std::size_t Rank>
-constexpr bool is_addressable(const tensor_view<T, Rank>& view) noexcept {
-    constexpr index_t largest =
-        std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+viewed_memory memory_of(const tensor_view<T, Rank>& view) noexcept {
+    return {view.data(), index_t{sizeof(T)},    alignof(T),
+            Rank,        view.extents().data(), view.strides().data()};
+}
+
+/// True if the offsets of all elements, in bytes, fit an index.
+inline bool is_addressable(const viewed_memory& view) noexcept {
+    const index_t largest = std::numeric_limits<index_t>::max() / view.element_size;
     index_t elements = 1;
     index_t reach = 0;
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
-        elements = saturating_product(elements, view.extent(axis));
-        const index_t step = axis_reach(view.extent(axis), view.stride(axis));
+    for (std::size_t axis = 0; axis < view.rank; ++axis) {
+        elements = saturating_product(elements, view.extents[axis]);
+        const index_t step = axis_reach(view.extents[axis], view.strides[axis]);
         reach = step > largest - reach ? largest : reach + step;
     }
     return elements < largest && reach < largest;
@@ -70,24 +88,28 @@ constexpr bool is_addressable(const tensor_view<T, Rank>& view) noexcept {
 /// True if no two elements share an address, decided by nesting: each axis's stride exceeds the
 /// reach of all axes with smaller strides. (Sufficient, and true of every layout that arrays,
 /// padding and transposition give.)
-template <class T, std::size_t Rank>
-constexpr bool is_nested(const tensor_view<T, Rank>& view) noexcept {
+inline bool is_nested(const viewed_memory& view) noexcept {
     const auto stride = [&](std::size_t axis) {
-        return view.stride(axis) < 0 ? -view.stride(axis) : view.stride(axis);
+        return view.strides[axis] < 0 ? -view.strides[axis] : view.strides[axis];
     };
-    for (index_t extent : view.extents())
-        if (extent == 0) return true;
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
-        if (view.extent(axis) == 1) continue;
+    for (std::size_t axis = 0; axis < view.rank; ++axis)
+        if (view.extents[axis] == 0) return true;
+    for (std::size_t axis = 0; axis < view.rank; ++axis) {
+        if (view.extents[axis] == 1) continue;
         index_t reach = 0;
-        for (std::size_t other = 0; other < Rank; ++other)
-            if (other != axis && view.extent(other) != 1 &&
+        for (std::size_t other = 0; other < view.rank; ++other)
+            if (other != axis && view.extents[other] != 1 &&
                 (stride(other) < stride(axis) || (stride(other) == stride(axis) && other < axis)))
-                reach += axis_reach(view.extent(other), view.stride(other));
+                reach += axis_reach(view.extents[other], view.strides[other]);
         if (stride(axis) <= reach) return false;
     }
     return true;
 }
+
+inline void require_input(const char* function, const char* argument, const viewed_memory& view,
+                          const index_t* expected);
+inline void require_output(const char* function, const char* argument, const viewed_memory& view,
+                           const index_t* expected);
 
 } // namespace detail
 
@@ -99,41 +121,7 @@ inline constexpr index_t any_extent = -1;
 template <class T, std::size_t Rank>
 void require_input(const char* function, const char* argument, const tensor_view<T, Rank>& view,
                    const std::array<index_t, Rank>& expected) {
-    bool fits = true;
-    bool empty = false;
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
-        const index_t extent = view.extent(axis);
-        fits = fits && extent >= 0 && (expected[axis] == any_extent || extent == expected[axis]);
-        empty = empty || extent == 0;
-    }
-    require(
-        fits, function, argument,
-        [&] {
-            std::string text = "extents [";
-            for (std::size_t axis = 0; axis < Rank; ++axis)
-                text += (axis == 0 ? "" : ", ") + (expected[axis] == any_extent
-                                                       ? std::string("any")
-                                                       : std::to_string(expected[axis]));
-            return text + "]";
-        },
-        [&] { return detail::to_text(view.extents()); });
-    require(
-        empty || view.data() != nullptr, function, argument, [] { return "memory"; },
-        [&] { return "a null pointer with extents " + detail::to_text(view.extents()); });
-    require(
-        reinterpret_cast<std::uintptr_t>(view.data()) % alignof(T) == 0, function, argument,
-        [] { return "a pointer aligned to " + std::to_string(alignof(T)) + " bytes"; },
-        [&] {
-            return "remainder " +
-                   std::to_string(reinterpret_cast<std::uintptr_t>(view.data()) % alignof(T));
-        });
-    require(
-        detail::is_addressable(view), function, argument,
-        [] { return "offsets that fit an index"; },
-        [&] {
-            return "extents " + detail::to_text(view.extents()) + " with strides " +
-                   detail::to_text(view.strides());
-        });
+    detail::require_input(function, argument, detail::memory_of(view), expected.data());
 }
 
 /// Checks an output: as an input, and no two elements at one address.
@@ -141,14 +129,7 @@ template <class T, std::size_t Rank>
 void require_output(const char* function, const char* argument, const tensor_view<T, Rank>& view,
                     const std::array<index_t, Rank>& expected) {
     static_assert(!std::is_const_v<T>, "mhr: an output must be mutable");
-    require_input(function, argument, view, expected);
-    require(
-        detail::is_nested(view), function, argument,
-        [] { return "strides that place every element at its own address"; },
-        [&] {
-            return "strides " + detail::to_text(view.strides()) + " with extents " +
-                   detail::to_text(view.extents());
-        });
+    detail::require_output(function, argument, detail::memory_of(view), expected.data());
 }
 
 /// Checks an output that may be absent ("not wanted").
@@ -158,5 +139,57 @@ void require_optional_output(const char* function, const char* argument,
                              const std::array<index_t, Rank>& expected) {
     if (!view.absent()) require_output(function, argument, view, expected);
 }
+
+namespace detail {
+
+inline void require_input(const char* function, const char* argument, const viewed_memory& view,
+                          const index_t* expected) {
+    bool fits = true;
+    bool empty = false;
+    for (std::size_t axis = 0; axis < view.rank; ++axis) {
+        const index_t extent = view.extents[axis];
+        fits = fits && extent >= 0 && (expected[axis] == any_extent || extent == expected[axis]);
+        empty = empty || extent == 0;
+    }
+    const auto extents = [&] { return to_text(view.extents, view.rank); };
+    require(
+        fits, function, argument,
+        [&] {
+            std::string text = "extents [";
+            for (std::size_t axis = 0; axis < view.rank; ++axis)
+                text += (axis == 0 ? "" : ", ") + (expected[axis] == any_extent
+                                                       ? std::string("any")
+                                                       : std::to_string(expected[axis]));
+            return text + "]";
+        },
+        extents);
+    require(
+        empty || view.data != nullptr, function, argument, [] { return "memory"; },
+        [&] { return "a null pointer with extents " + extents(); });
+    const std::size_t beyond = reinterpret_cast<std::uintptr_t>(view.data) % view.alignment;
+    require(
+        beyond == 0, function, argument,
+        [&] { return "a pointer aligned to " + std::to_string(view.alignment) + " bytes"; },
+        [&] { return "remainder " + std::to_string(beyond); });
+    require(
+        is_addressable(view), function, argument, [] { return "offsets that fit an index"; },
+        [&] {
+            return "extents " + extents() + " with strides " + to_text(view.strides, view.rank);
+        });
+}
+
+inline void require_output(const char* function, const char* argument, const viewed_memory& view,
+                           const index_t* expected) {
+    require_input(function, argument, view, expected);
+    require(
+        is_nested(view), function, argument,
+        [] { return "strides that place every element at its own address"; },
+        [&] {
+            return "strides " + to_text(view.strides, view.rank) + " with extents " +
+                   to_text(view.extents, view.rank);
+        });
+}
+
+} // namespace detail
 
 } // namespace mhr

@@ -111,7 +111,8 @@ class logits_table {
     logits_table(index_t heads, index_t modules) : heads_(heads), modules_(modules) {
         require(
             heads >= 1 && modules >= 1 &&
-                detail::is_addressable(tensor_view<T, 2>(nullptr, {heads, modules})),
+                detail::is_addressable(
+                    detail::memory_of(tensor_view<T, 2>(nullptr, {heads, modules}))),
             "logits_table", "heads, modules", [] { return "1 or more of each, that fit an index"; },
             [&] { return std::to_string(heads) + ", " + std::to_string(modules); });
     }
