@@ -37,7 +37,7 @@ using namespace cross_task;
 using Eigen::Index;
 
 struct options {
-    int steps = 20;
+    int steps = 30;
     Index rows = 16; ///< positions of each task in a step, for each of the ranks of a whole run
     mhr::index_t heads = 8;
     mhr::index_t modules = 8;
@@ -71,12 +71,19 @@ task_rows draw_blocks(const std::vector<position_list>& tasks, const std::vector
     return {{ids.data(), {static_cast<mhr::index_t>(ids.size())}}, count * rows};
 }
 
+/// Trainings are compared after so many steps. Another number of ranks sums the rows of a batch in
+/// other groups: gradients differ by rounding. So does what is learnt, at first; later it drifts
+/// apart, as after any small change (by a thousandth or more after a hundred steps).
+constexpr int compared_steps = 20;
+
 /// What a training comes to, on every rank of it.
 struct outcome {
-    std::vector<double> loss; ///< nats a position, of each step
-    std::vector<float> values;
-    double step_seconds = 0;       ///< median
-    double all_reduce_seconds = 0; ///< median
+    std::vector<double> loss;           ///< nats a position, of each step
+    std::vector<float> first_gradients; ///< of the first step
+    std::vector<float> early_values;    ///< parameters after the compared steps
+    std::vector<float> values;          ///< and after all
+    double step_seconds = 0;            ///< median
+    double all_reduce_seconds = 0;      ///< median
 };
 
 double median(std::vector<double> numbers) {
@@ -99,6 +106,9 @@ outcome train(MPI_Comm comm, int blocks, const host_model& host,
     optimiser<routed_adapters> optimise(adapters, {how.steps, 1e-2, 1e-1});
     batch input;
     activations state;
+    const auto copy = [](const mhr::tensor_view<float, 1>& span) {
+        return std::vector<float>(span.data(), span.data() + span.size());
+    };
     outcome result;
     std::vector<double> step_seconds, all_reduce_seconds;
     for (int step = 0; step < how.steps; ++step) {
@@ -117,9 +127,10 @@ outcome train(MPI_Comm comm, int blocks, const host_model& host,
 
         mhr::mpi::all_reduce(comm, mhr::tensor_view<double, 1>(&loss, {1})); // to be printed
         result.loss.push_back(loss / static_cast<double>(input.rows() / count * blocks));
+        if (step == 0) result.first_gradients = copy(adapters.gradients());
+        if (step < compared_steps) result.early_values = copy(adapters.values());
     }
-    const auto values = adapters.values();
-    result.values.assign(values.data(), values.data() + values.size());
+    result.values = copy(adapters.values());
     result.step_seconds = median(step_seconds);
     result.all_reduce_seconds = median(all_reduce_seconds);
     return result;
@@ -174,11 +185,9 @@ bool same_on_all_ranks(const std::vector<float>& values) {
 
 /// Rank 0 prints, and says whether all is well.
 bool report(const std::vector<std::pair<int, outcome>>& runs, const outcome& again, bool same) {
-    // Another number of ranks sums the rows of a batch in other groups. The gradients differ by
-    // rounding, and so does what is learnt; Adam follows the sign of gradients that are nearly
-    // zero, whatever their size.
-    constexpr double loss_tolerance = 1e-4;
-    constexpr double value_tolerance = 1e-2;
+    constexpr double gradient_tolerance = 1e-5;
+    constexpr double loss_tolerance = 1e-6;
+    constexpr double value_tolerance = 1e-4;
     const outcome& one = runs.front().second;
     const outcome& all = runs.back().second;
     const int ranks = runs.back().first;
@@ -188,22 +197,32 @@ bool report(const std::vector<std::pair<int, outcome>>& runs, const outcome& aga
         std::printf("%4zu   %16.6f   %12.6f\n", step + 1, one.loss[step], all.loss[step]);
     std::printf("%4zu   %16.6f   %12.6f\n\n", one.loss.size(), one.loss.back(), all.loss.back());
 
-    const double of_loss = largest_difference(all.loss, one.loss);
-    const double of_values = largest_difference(all.values, one.values);
+    const std::size_t compared = std::min<std::size_t>(compared_steps, one.loss.size());
+    const auto early = [&](const outcome& run) {
+        return std::vector<double>(run.loss.begin(),
+                                   run.loss.begin() + static_cast<std::ptrdiff_t>(compared));
+    };
+    const double of_gradients = largest_difference(all.first_gradients, one.first_gradients);
+    const double of_loss = largest_difference(early(all), early(one));
+    const double of_values = largest_difference(all.early_values, one.early_values);
     const bool deterministic = all.values == again.values && all.loss == again.loss;
-    std::printf("largest difference from 1 rank: loss %.1e (allowed %.0e), "
-                "parameters %.1e (allowed %.0e) of the largest\n",
-                of_loss, loss_tolerance, of_values, value_tolerance);
+    std::printf("largest difference from 1 rank, as a fraction of the largest:\n"
+                "  gradients of the first step   %.1e (allowed: %.0e)\n"
+                "  loss, the first %zu steps      %.1e (allowed: %.0e)\n"
+                "  parameters after these        %.1e (allowed: %.0e)\n",
+                of_gradients, gradient_tolerance, compared, of_loss, loss_tolerance, of_values,
+                value_tolerance);
     std::printf("the same bits in a second run: %s; on every rank: %s\n\n",
                 deterministic ? "yes" : "NO", same ? "yes" : "NO");
 
-    std::printf("ranks   ms a step   speed-up   ms of it in the all-reduce of %.2f MB\n",
+    std::printf("ranks   ms a step   speed-up   ms of it waiting for and summing %.2f MB\n",
                 static_cast<double>(one.values.size() * sizeof(float)) * 1e-6);
     for (const auto& [count, run] : runs)
         std::printf("%5d   %9.2f   %8.2f   %.2f\n", count, 1e3 * run.step_seconds,
                     one.step_seconds / run.step_seconds, 1e3 * run.all_reduce_seconds);
     // Written so that no NaN passes.
-    return of_loss <= loss_tolerance && of_values <= value_tolerance && deterministic && same;
+    return of_gradients <= gradient_tolerance && of_loss <= loss_tolerance &&
+           of_values <= value_tolerance && deterministic && same;
 }
 
 bool run(const options& how) {

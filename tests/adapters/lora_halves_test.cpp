@@ -34,7 +34,7 @@ using plain = lora_storage<float, float, float>;
 // Sizes round the tiles, several spans of a task, more tasks than rows, nobody's rows, extents of
 // 0.
 constexpr lora_sizes shapes[] = {{1, 1, 1, 1, 1},     {5, 2, 7, 3, 2},     {40, 1, 9, 65, 16},
-                                 {7, 20, 17, 5, 3},   {50, 2, 63, 66, 17}, {300, 1, 5, 4, 2},
+                                 {7, 20, 17, 5, 3},   {50, 2, 63, 66, 17}, {800, 1, 1500, 4, 2},
                                  {6, 2, 257, 1, 1},   {2, 3, 130, 300, 5}, {90, 2, 1500, 7, 3},
                                  {90, 2, 7, 1500, 3}, {0, 1, 4, 5, 2},     {3, 1, 0, 5, 2},
                                  {3, 1, 4, 0, 2},     {3, 1, 4, 5, 0}};

@@ -203,7 +203,7 @@ TEST_CASE("data-parallel gradients in one span are those of the whole batch") {
     float beside = 0; // what lies between the tensors
     for (float value : memory)
         beside += std::abs(value);
-    for (const auto view : {inventory.in(gradients).a, inventory.in(gradients).b})
+    for (const auto& view : {inventory.in(gradients).a, inventory.in(gradients).b})
         for_each_position(view.extents(),
                           [&](const auto& at) { beside -= std::abs(element(view, at)); });
     for_each_position(weights.extents, [&](const auto& at) {

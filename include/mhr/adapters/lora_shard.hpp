@@ -9,37 +9,36 @@
 
 /// \file
 /// Sharding by heads: each of p ranks owns some heads of a layer, and of them everything: the rows
-/// of a over its in_features, the columns of b over its out_features, their columns of the logits,
-/// of the weights and of all gradients. It never sees another rank's.
-/// adapters/routed_lora_halves.hpp computes with them; what crosses ranks is the sum of [rows,
-/// rank] once forward and once backward.
+/// of a over its in_features, the columns of b over its out_features, its part of the logits, of
+/// the weights and of all gradients. It never sees another rank's. With
+/// adapters/routed_lora_halves.hpp it computes its features of y and of d_x; what crosses ranks is
+/// the sum of [rows, rank], once forward and once backward.
 ///
-/// This is how layers are split in tensor-parallel hosts (Shoeybi et al. 2019, arXiv 1909.08053,
-/// section 3): a like a row-parallel layer, b like a column-parallel one, and it goes with both
-/// kinds. Each rank takes its features of what it has:
+/// This is how tensor-parallel hosts split layers (Shoeybi et al. 2019, arXiv 1909.08053, section
+/// 3): a like the second, row-parallel layer of a pair, b like the first, column-parallel one. It
+/// goes with a host's layer of either kind:
 ///
-///     host's layer      x                    y, d_y               d_x
-///     column-parallel   features of the      its own              adds to its features of the
-///                       whole x                                   rank's summand, before the host
-///                                                                 sums over ranks
-///     row-parallel      its own              adds to its features its own
-///                                            of the rank's
-///                                            summand, likewise;
-///                                            of the whole d_y
+///   - column-parallel, where every rank has the whole x and its own features of y: it takes its
+///     features of x; it adds to these of its summand of d_x, which the host sums over the ranks;
+///   - row-parallel, where every rank has its own features of x and a summand of y: it adds to its
+///     features of this summand before the host sums them over the ranks; it takes its features of
+///     d_y, which every rank has the whole of.
 ///
 /// The router needs nothing else: gates and normalisers know one head at a time, so a rank routes
-/// with its columns of the logits, and their gradients are complete. (Only a noise that is drawn
-/// has to be drawn for all heads, and cut.)
+/// with its part of the logits, whose gradient is complete. (Noise that is drawn for all heads is
+/// cut likewise.)
 ///
-/// Communication of a layer, forward and again backward: an all-reduce of rows x rank accumulators,
-/// 4 rows rank bytes in f32, rank / out_features of what the all-reduce of a row-parallel layer's
-/// own f32 output takes. On p ranks with links of latency L and bandwidth B, for V bytes:
+/// Communication of a layer, forward and again backward: an all-reduce of V = 4 rows rank bytes (in
+/// f32), which is rank / out_features of the f32 output that a row-parallel host sums itself. On p
+/// ranks with links of latency L and bandwidth B it takes
 ///
-///     ring                 2 (p - 1) L + 2 (p - 1) / p V / B       for much
-///     recursive doubling   log2(p) (L + V / B)                     for little, as here
+///     recursive doubling   log2(p) (L + V / B)                  best for little, as here
+///     ring                 2 (p - 1) (L + V / (p B))            best for much, as the host's own
 ///
-/// Layers that read the same x (the query, key and value of attention) may lay their hidden in one
-/// span: one all-reduce. It may also run while the host computes y = x W, which needs neither.
+/// With 512 rows, rank 16, 64 ranks, 2 us and 25 GB/s: 32 KiB in 20 us, beside 8 MiB in 910 us for
+/// the host's own sum of 4096 features. Layers that read the same x (query, key and value) may lay
+/// their hidden in one span, for one all-reduce; and the host may compute its y = x W meanwhile,
+/// which needs neither.
 ///
 /// The sum over ranks groups in_features otherwise than one rank does: results differ in rounding,
 /// and are the same every time for the same number of ranks if the host's all-reduce is.
