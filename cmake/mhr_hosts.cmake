@@ -29,3 +29,19 @@ list(APPEND CMAKE_MODULE_PATH ${PROJECT_SOURCE_DIR}/cmake)
 
 # Builds the tests and examples of all hosts found.
 add_custom_target(hosts)
+
+mhr_find_host(mpi PACKAGE MPI TARGET MPI::MPI_CXX)
+
+# mhr_add_mpi_test(<name> <ranks> <program> [arguments])
+#
+# The program as so many processes of this machine, which may have fewer processors.
+function(mhr_add_mpi_test name ranks program)
+    add_test(NAME ${name} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks}
+        ${MPIEXEC_PREFLAGS} $<TARGET_FILE:${program}> ${MPIEXEC_POSTFLAGS} ${ARGN})
+    # For Open MPI, which refuses to run more processes than processors, or as root in a container.
+    # Where ranks share a processor, those that wait let the others work.
+    set_tests_properties(${name} PROPERTIES LABELS host PROCESSORS ${ranks} TIMEOUT 300 ENVIRONMENT
+        "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;\
+OMPI_MCA_rmaps_base_oversubscribe=1;PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe;\
+OMPI_MCA_mpi_yield_when_idle=1;OMPI_MCA_btl_vader_single_copy_mechanism=none")
+endfunction()

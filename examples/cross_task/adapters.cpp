@@ -14,18 +14,6 @@ index_t inputs(int l) {
 index_t outputs(int l) {
     return layer_outputs[static_cast<std::size_t>(l)];
 }
-index_t widths(int l) {
-    return inputs(l) + outputs(l);
-}
-
-/// Sum of the widths of the layers before `l`: where a layer's parameters begin, for each rank.
-index_t widths_before(int l) {
-    index_t sum = 0;
-    for (int i = 0; i < l; ++i)
-        sum += widths(i);
-    return sum;
-}
-
 mhr::tensor_view<const float, 2> view(const const_matrix_view<float>& matrix) {
     return {matrix.data(), {matrix.rows(), matrix.cols()}};
 }
@@ -64,7 +52,12 @@ mhr::lora_batch<float> take_gradients(mhr::owned_workspace& memory, index_t entr
 } // namespace
 
 plain_adapters::plain_adapters(index_t rank, std::uint64_t seed) : rank_(rank) {
-    modules_.resize(widths_before(layer_count) * rank);
+    for (int l = 0; l < layer_count; ++l) {
+        auto& [a, b] = places_[static_cast<std::size_t>(l)];
+        a = layout_.place<2>({inputs(l), rank});
+        b = layout_.place<2>({rank, outputs(l)});
+    }
+    memory_.resize(layout_.size());
     for (int l = 0; l < layer_count; ++l) {
         const auto [a, b] = adapter(l);
         const auto as_module = [](const auto& matrix) {
@@ -75,9 +68,17 @@ plain_adapters::plain_adapters(index_t rank, std::uint64_t seed) : rank_(rank) {
     }
 }
 
-mhr::lora<float> plain_adapters::view(aligned_floats& values, int l) {
-    float* a = values.data() + widths_before(l) * rank_;
-    return {{a, {inputs(l), rank_}}, {a + inputs(l) * rank_, {rank_, outputs(l)}}};
+mhr::lora<float> plain_adapters::view(aligned_floats& values, int l) const {
+    const mhr::tensor_view<float, 1> span(values.data(), {layout_.size()});
+    const auto& [a, b] = places_[static_cast<std::size_t>(l)];
+    return {a.in(span), b.in(span)};
+}
+
+index_t plain_adapters::trained_parameters() const {
+    index_t count = 0;
+    for (const auto& [a, b] : places_)
+        count += a.size() + b.size();
+    return count;
 }
 
 /// The one adapter for each entry of the plan: strides of 0.
@@ -118,7 +119,7 @@ void plain_adapters::backward(int l, const const_matrix_view<float>& x,
                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
     mhr::lora_backward(executor, plan_, cross_task::view(x), adapters(l),
                        1.0 / static_cast<double>(rank_), hidden(l), cross_task::view(d_y),
-                       cross_task::view(d_x), as_batch(view(modules_.gradients, l)), scratch_);
+                       cross_task::view(d_x), as_batch(view(memory_.gradients, l)), scratch_);
 }
 
 void plain_adapters::add_gram(int l, const const_matrix_view<float>& x,
@@ -133,17 +134,29 @@ void plain_adapters::add_gram(int l, const const_matrix_view<float>& x,
 
 routed_adapters::routed_adapters(const routed_options& options, std::uint64_t seed)
     : options_(options), state_memory_(layer_count), states_(layer_count) {
-    modules_.resize(widths_before(layer_count) * options.rank * options.modules);
+    lay_out();
     for (int l = 0; l < layer_count; ++l)
         mhr::initialise_inventory(seed + static_cast<std::uint64_t>(l),
-                                  inventory(modules_.values, l));
+                                  inventory(memory_.values, l));
     draw_logits(seed + layer_count);
 }
 
+/// Modules that are there stay, logits become zero.
+void routed_adapters::lay_out() {
+    const auto& [tasks, heads, modules, rank, kind] = options_;
+    mhr::parameter_layout layout;
+    for (int l = 0; l < layer_count; ++l)
+        modules_[static_cast<std::size_t>(l)] =
+            layout.place_inventory({heads, modules, inputs(l), outputs(l), rank});
+    memory_.resize(layout.size());
+    logits_ = layout.place<4>({layer_count, tasks, heads, modules});
+    memory_.resize(layout.size());
+}
+
 void routed_adapters::draw_logits(std::uint64_t seed) {
-    logits_.resize(layer_count * options_.tasks * options_.heads * options_.modules);
     const mhr::tensor_view<float, 3> all(
-        logits_.values.data(), {layer_count * options_.tasks, options_.heads, options_.modules});
+        memory_.values.data() + logits_.first,
+        {layer_count * options_.tasks, options_.heads, options_.modules});
     if (options_.kind == routing::learned) {
         mhr::initialise_logits(seed, all);
         return;
@@ -151,22 +164,39 @@ void routed_adapters::draw_logits(std::uint64_t seed) {
     // Random routing: each module is on or off by a fair coin, for good.
     constexpr float on = 5.0F;
     random_engine random(seed);
-    for (float& logit : logits_.values)
+    for (float& logit : logits().values)
         logit = random.uniform() < 0.5 ? -on : on;
 }
 
 routed_adapters routed_adapters::for_new_task(std::uint64_t seed) const {
     routed_adapters result = *this;
     result.options_.tasks = 1;
+    result.lay_out();
     result.draw_logits(seed);
     return result;
 }
 
+index_t routed_adapters::trained_parameters() const {
+    index_t count = trains_logits() ? logits_.size() : 0;
+    if (trains_modules_)
+        for (const auto& place : modules_)
+            count += place.size();
+    return count;
+}
+
+mhr::tensor_view<float, 1> routed_adapters::span(aligned_floats& values) {
+    return {values.data(), {static_cast<index_t>(values.size())}};
+}
+mhr::tensor_view<const float, 1> routed_adapters::span(const aligned_floats& values) {
+    return {values.data(), {static_cast<index_t>(values.size())}};
+}
+
 mhr::lora_inventory<float> routed_adapters::inventory(aligned_floats& values, int l) const {
-    const auto& [tasks, heads, modules, rank, kind] = options_;
-    float* a = values.data() + widths_before(l) * rank * modules;
-    return {{a, {heads, modules, inputs(l) / heads, rank}},
-            {a + inputs(l) * rank * modules, {heads, modules, rank, outputs(l) / heads}}};
+    return modules_[static_cast<std::size_t>(l)].in(span(values));
+}
+
+mhr::tensor_view<float, 3> routed_adapters::logits_of(aligned_floats& values, int l) const {
+    return logits_.in(span(values)).slice(0, l);
 }
 
 mhr::tensor_view<float, 3> routed_adapters::table(aligned_floats& values, int l,
@@ -177,24 +207,24 @@ mhr::tensor_view<float, 3> routed_adapters::table(aligned_floats& values, int l,
 
 plain_adapters routed_adapters::average() const {
     plain_adapters result(options_.rank, 0);
-    auto modules = modules_.values;
     for (int l = 0; l < layer_count; ++l)
-        mhr::average_lora_forward(executor, inventory(modules, l), result.adapter(l));
+        mhr::average_lora_forward(executor,
+                                  modules_[static_cast<std::size_t>(l)].in(span(memory_.values)),
+                                  result.adapter(l));
     return result;
 }
 
 std::vector<float> routed_adapters::weights() const {
     const index_t row = options_.heads * options_.modules;
-    std::vector<float> result(logits_.values.size());
+    std::vector<float> result(static_cast<std::size_t>(logits_.size()));
     std::vector<std::int64_t> tasks(static_cast<std::size_t>(options_.tasks));
     for (std::size_t t = 0; t < tasks.size(); ++t)
         tasks[t] = static_cast<std::int64_t>(t);
-    auto logits = logits_.values;
     for (int l = 0; l < layer_count; ++l) {
         const mhr::tensor_view<float, 3> of_layer(
             result.data() + l * row, {options_.tasks, options_.heads, options_.modules},
             {layer_count * row, options_.modules, 1});
-        mhr::router_forward(executor, table(logits, l, options_.tasks),
+        mhr::router_forward(executor, logits_.in(span(memory_.values)).slice(0, l),
                             mhr::tensor_view<const std::int64_t, 1>(tasks.data(), {options_.tasks}),
                             mhr::routing_rule{mhr::sigmoid_gate{}}, of_layer);
     }
@@ -226,10 +256,10 @@ void routed_adapters::begin(const task_rows& rows, const routing_mode& mode) {
     }
     for (int l = 0; l < layer_count; ++l) {
         with_rule(l, [&](const auto& rule) {
-            mhr::router_forward(executor, table(logits_.values, l, options_.tasks), plan_.tasks(),
-                                rule, table(weights_, l, plan_.entries()));
+            mhr::router_forward(executor, logits_of(memory_.values, l), plan_.tasks(), rule,
+                                table(weights_, l, plan_.entries()));
         });
-        const mhr::lora_shape shape = shape_of(inventory(modules_.values, l));
+        const mhr::lora_shape shape = shape_of(inventory(memory_.values, l));
         auto& memory = state_memory_[static_cast<std::size_t>(l)];
         memory.reserve(mhr::routed_lora_state_size<float>(plan_, shape));
         mhr::workspace workspace = memory;
@@ -240,23 +270,21 @@ void routed_adapters::begin(const task_rows& rows, const routing_mode& mode) {
 }
 
 void routed_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
-    mhr::routed_lora_forward(executor, plan_, view(x), inventory(modules_.values, l),
-                             table(weights_, l, plan_.entries()),
-                             1.0 / static_cast<double>(options_.rank), view(y),
-                             states_[static_cast<std::size_t>(l)]);
+    mhr::routed_lora_forward(
+        executor, plan_, view(x), inventory(memory_.values, l), table(weights_, l, plan_.entries()),
+        1.0 / static_cast<double>(options_.rank), view(y), states_[static_cast<std::size_t>(l)]);
 }
 
 void routed_adapters::backward(int l, const const_matrix_view<float>& x,
                                const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
     mhr::lora_inventory<float> d_inventory;
-    if (trains_modules_) d_inventory = inventory(modules_.gradients, l);
+    if (trains_modules_) d_inventory = inventory(memory_.gradients, l);
     mhr::tensor_view<float, 3> d_weights;
     if (trains_logits()) d_weights = table(d_weights_, l, plan_.entries());
-    mhr::routed_lora_backward(executor, plan_, view(x), inventory(modules_.values, l),
-                              table(weights_, l, plan_.entries()),
-                              1.0 / static_cast<double>(options_.rank),
-                              states_[static_cast<std::size_t>(l)], view(d_y), view(d_x),
-                              d_inventory, d_weights, scratch_);
+    mhr::routed_lora_backward(
+        executor, plan_, view(x), inventory(memory_.values, l), table(weights_, l, plan_.entries()),
+        1.0 / static_cast<double>(options_.rank), states_[static_cast<std::size_t>(l)], view(d_y),
+        view(d_x), d_inventory, d_weights, scratch_);
 }
 
 void routed_adapters::add_gram(int l, const const_matrix_view<float>& x,
@@ -275,9 +303,9 @@ void routed_adapters::end() {
     if (!trains_logits()) return;
     for (int l = 0; l < layer_count; ++l)
         with_rule(l, [&](const auto& rule) {
-            mhr::router_backward(executor, table(logits_.values, l, options_.tasks), plan_.tasks(),
-                                 rule, table(d_weights_, l, plan_.entries()),
-                                 table(logits_.gradients, l, options_.tasks));
+            mhr::router_backward(executor, logits_of(memory_.values, l), plan_.tasks(), rule,
+                                 table(d_weights_, l, plan_.entries()),
+                                 logits_of(memory_.gradients, l));
         });
 }
 

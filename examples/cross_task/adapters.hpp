@@ -5,6 +5,8 @@
 
 #include <Eigen/Core>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -19,16 +21,25 @@ namespace cross_task {
 /// instructions, with other roundings, and results would depend on where memory happens to lie.
 using aligned_floats = std::vector<float, Eigen::aligned_allocator<float>>;
 
-/// Parameters that are trained together, flat, with the gradient of the current step.
+/// Parameters that are trained at one speed, and the gradient of the current step.
 struct parameter_group {
-    aligned_floats values;
-    aligned_floats gradients;
+    Eigen::Map<Eigen::ArrayXf> values, gradients;
 
+    mhr::index_t size() const { return values.size(); }
+};
+
+/// All parameters of some adapters, of every layer, in one span, and their gradients in another.
+struct parameter_memory {
+    aligned_floats values, gradients;
+
+    /// What is new is zero.
     void resize(mhr::index_t count) {
         values.resize(static_cast<std::size_t>(count));
         gradients.resize(values.size());
     }
-    mhr::index_t size() const { return static_cast<mhr::index_t>(values.size()); }
+    parameter_group group(mhr::index_t first, mhr::index_t count) {
+        return {{values.data() + first, count}, {gradients.data() + first, count}};
+    }
 };
 
 /// The sequences of a batch: one after the other, of equal length, each of one task.
@@ -50,7 +61,7 @@ class plain_adapters {
     /// Drawn as PEFT draws them: A Kaiming-uniform, B zero, so that nothing changes at first.
     plain_adapters(mhr::index_t rank, std::uint64_t seed);
 
-    mhr::lora<float> adapter(int l) { return view(modules_.values, l); }
+    mhr::lora<float> adapter(int l) { return view(memory_.values, l); }
 
     /// Prepares for batches of the given rows.
     void begin(const task_rows& rows, const routing_mode& mode = {});
@@ -67,18 +78,25 @@ class plain_adapters {
                   matrix_view<float>& d_x, mhr::tensor_view<double, 2> gram);
 
     /// What is trained.
-    parameter_group& modules() { return modules_; }
+    parameter_group modules() { return memory_.group(0, layout_.size()); }
     bool trains_modules() const { return true; }
     bool trains_logits() const { return false; }
+    mhr::index_t trained_parameters() const;
 
   private:
-    mhr::lora<float> view(aligned_floats& values, int l);
+    mhr::lora<float> view(aligned_floats& values, int l) const;
     mhr::lora_batch<float> adapters(int l);
     mhr::tensor_view<float, 2> hidden(int l);
     void reserve();
 
+    struct adapter_place {
+        mhr::parameter_place<2> a, b;
+    };
+
     mhr::index_t rank_;
-    parameter_group modules_;
+    mhr::parameter_layout layout_;
+    std::array<adapter_place, layer_count> places_;
+    parameter_memory memory_;
     mhr::batch_plan plan_;
     std::vector<float> hidden_; // [layers, rows, rank]: what forwards keep for their backwards
     mhr::owned_workspace gradients_of_tasks_;
@@ -123,18 +141,28 @@ class routed_adapters {
     void add_gram(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
                   matrix_view<float>& d_x, mhr::tensor_view<double, 2> gram);
 
-    parameter_group& modules() { return modules_; }
-    parameter_group& logits() { return logits_; }
+    parameter_group modules() { return memory_.group(0, logits_.first); }
+    parameter_group logits() { return memory_.group(logits_.first, logits_.size()); }
     bool trains_modules() const { return trains_modules_; }
     bool trains_logits() const { return options_.kind == routing::learned; }
+    mhr::index_t trained_parameters() const;
     /// Trains the routing alone (MHR-z).
     void freeze_modules() { trains_modules_ = false; }
 
     const routed_options& options() const { return options_; }
 
+    /// All modules and logits, and all their gradients: what ranks of a data-parallel training
+    /// share and sum.
+    mhr::tensor_view<float, 1> values() { return span(memory_.values); }
+    mhr::tensor_view<float, 1> gradients() { return span(memory_.gradients); }
+
   private:
+    static mhr::tensor_view<float, 1> span(aligned_floats& values);
+    static mhr::tensor_view<const float, 1> span(const aligned_floats& values);
     mhr::lora_inventory<float> inventory(aligned_floats& values, int l) const;
+    mhr::tensor_view<float, 3> logits_of(aligned_floats& values, int l) const;
     mhr::tensor_view<float, 3> table(aligned_floats& values, int l, mhr::index_t rows) const;
+    void lay_out();
     void draw_logits(std::uint64_t seed);
     template <class Route>
     void with_rule(int l, Route&& route);
@@ -143,8 +171,9 @@ class routed_adapters {
     bool trains_modules_ = true;
     bool noisy_ = false;
     double annealing_ = 1;
-    parameter_group modules_;
-    parameter_group logits_; // [layers, tasks, heads, modules]
+    std::array<mhr::inventory_place, layer_count> modules_;
+    mhr::parameter_place<4> logits_; // [layers, tasks, heads, modules], after the modules
+    parameter_memory memory_;
 
     // Of the current batch; the first index of each is the layer, the second the entry of the plan.
     mhr::batch_plan plan_;

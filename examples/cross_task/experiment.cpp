@@ -35,14 +35,7 @@ std::vector<std::string> codes(const std::vector<prepared_language>& languages) 
     return result;
 }
 
-/// A seed of its own for each purpose and number, from the seed of the run (splitmix64's
-/// finaliser).
-std::uint64_t derived_seed(std::uint64_t seed, std::uint64_t purpose, std::uint64_t number) {
-    std::uint64_t z = seed * 0x9e3779b97f4a7c15U + purpose * 0xbf58476d1ce4e5b9U + number + 1;
-    z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
-    z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
-    return z ^ (z >> 31U);
-}
+/// What seeds are derived for.
 enum purpose : std::uint64_t {
     for_host,
     for_adapters,

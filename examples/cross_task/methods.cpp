@@ -74,16 +74,8 @@ any_adapters adapters_without_routing(const any_adapters& trained) {
     return routed->average();
 }
 
-std::int64_t trained_parameters(any_adapters& adapters) {
-    std::int64_t count = 0;
-    if (auto* plain = std::get_if<plain_adapters>(&adapters)) {
-        count = plain->modules().size();
-    } else {
-        auto& routed = std::get<routed_adapters>(adapters);
-        if (routed.trains_modules()) count += routed.modules().size();
-        if (routed.trains_logits()) count += routed.logits().size();
-    }
-    return count;
+std::int64_t trained_parameters(const any_adapters& adapters) {
+    return std::visit([](const auto& known) { return known.trained_parameters(); }, adapters);
 }
 
 } // namespace cross_task

@@ -72,6 +72,6 @@ any_adapters adapters_for_further_training(const further_method& method,
 any_adapters adapters_without_routing(const any_adapters& trained);
 
 /// Numbers that training changes.
-std::int64_t trained_parameters(any_adapters& adapters);
+std::int64_t trained_parameters(const any_adapters& adapters);
 
 } // namespace cross_task

@@ -62,4 +62,13 @@ class random_engine {
     std::mt19937_64 engine_;
 };
 
+/// A seed of its own for each purpose and number, from the seed of the run (splitmix64's
+/// finaliser).
+inline std::uint64_t derived_seed(std::uint64_t seed, std::uint64_t purpose, std::uint64_t number) {
+    std::uint64_t z = seed * 0x9e3779b97f4a7c15U + purpose * 0xbf58476d1ce4e5b9U + number + 1;
+    z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
+    return z ^ (z >> 31U);
+}
+
 } // namespace cross_task

@@ -40,31 +40,44 @@ class optimiser {
     /// summed over the rows.
     double step(const host_model& host, const batch& input, const task_rows& rows,
                 activations& state, const routing_mode& mode = {}) {
+        const double loss = differentiate(host, input, rows, state, mode);
+        update();
+        return loss;
+    }
+
+    /// The first half of a step: leaves in the adapters the gradient of `loss_weight` times the
+    /// mean loss.
+    double differentiate(const host_model& host, const batch& input, const task_rows& rows,
+                         activations& state, const routing_mode& mode, double loss_weight = 1) {
         zero(modules_, adapters_.modules());
         if constexpr (has_logits) zero(logits_, adapters_.logits());
 
         adapters_.begin(rows, mode);
         const double loss = host.forward(
-            input, state, [&](int l, const auto& x, auto& y) { adapters_.forward(l, x, y); });
+            input, state, [&](int l, const auto& x, auto& y) { adapters_.forward(l, x, y); },
+            loss_weight);
         host.backward(input, state, [&](int l, const auto& x, const auto& d_y, auto& d_x) {
             adapters_.backward(l, x, d_y, d_x);
         });
         adapters_.end();
+        return loss;
+    }
 
+    /// The second half: follows the gradient.
+    void update() {
         const double factor = linear_schedule(steps_done_++, settings_.steps);
         update(modules_, adapters_.modules(), settings_.module_rate * factor);
         if constexpr (has_logits)
             update(logits_, adapters_.logits(), settings_.logit_rate * factor);
-        return loss;
     }
 
   private:
     static constexpr bool has_logits = std::is_same_v<Adapters, routed_adapters>;
 
-    static void zero(const std::optional<adam>& trained, parameter_group& group) {
-        if (trained) std::fill(group.gradients.begin(), group.gradients.end(), 0.0F);
+    static void zero(const std::optional<adam>& trained, parameter_group group) {
+        if (trained) group.gradients.setZero();
     }
-    static void update(std::optional<adam>& trained, parameter_group& group, double rate) {
+    static void update(std::optional<adam>& trained, parameter_group group, double rate) {
         if (trained) trained->step(group.values.data(), group.gradients.data(), rate);
     }
 

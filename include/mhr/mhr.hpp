@@ -8,12 +8,16 @@
 #include <mhr/adapters/ia3.hpp>
 #include <mhr/adapters/initialisation.hpp>
 #include <mhr/adapters/lora.hpp>
+#include <mhr/adapters/lora_halves.hpp>
 #include <mhr/adapters/lora_library.hpp>
+#include <mhr/adapters/lora_shard.hpp>
 #include <mhr/adapters/merge.hpp>
 #include <mhr/adapters/mixed_lora_cache.hpp>
 #include <mhr/adapters/output_mixed_lora.hpp>
+#include <mhr/adapters/parameter_span.hpp>
 #include <mhr/adapters/routed_ia3.hpp>
 #include <mhr/adapters/routed_lora.hpp>
+#include <mhr/adapters/routed_lora_halves.hpp>
 #include <mhr/analysis/gradient_alignment.hpp>
 #include <mhr/analysis/gram.hpp>
 #include <mhr/analysis/routing_statistics.hpp>

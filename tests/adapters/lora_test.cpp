@@ -19,6 +19,7 @@
 #include "support/error_check.hpp"
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/lora_problem.hpp"
 #include "support/precision.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
@@ -30,18 +31,11 @@ using namespace mhr::test;
 
 namespace {
 
-/// What is stored how: x, the adapters, y (and d_y), and the gradients of the first two.
-template <class X_, class P_, class Y_, class DX_ = X_, class DP_ = P_>
-struct storage {
-    using X = X_;
-    using P = P_;
-    using Y = Y_;
-    using DX = DX_;
-    using DP = DP_;
-    using A = accumulator_t<X, P>;      // of the forward
-    using Sum = accumulator_t<X, P, Y>; // of the backward
-    using S = oracle_t<X, P, Y, DX, DP>;
-};
+template <class X, class P, class Y, class DX = X, class DP = P>
+using storage = lora_storage<X, P, Y, DX, DP>;
+using sizes = lora_sizes;
+template <class T>
+using problem = lora_problem<T>;
 
 using bf16 = Eigen::bfloat16;
 using half = Eigen::half;
@@ -52,72 +46,13 @@ using half = Eigen::half;
             storage<bf16, float, bf16>, storage<float, half, bf16, half>,                          \
             storage<double, float, double>)
 
-struct sizes {
-    index_t rows, tasks, in, out, rank;
-};
-
 // Round the tiles of 8, 16 and 64, the 16 rows of a block and the 128 features of a part; more
-// tasks than rows, one task, and rows that nobody asked for.
-constexpr sizes shapes[] = {{1, 1, 1, 1, 1},     {5, 2, 7, 3, 2},    {40, 1, 9, 65, 16},
-                            {33, 3, 64, 64, 15}, {7, 20, 17, 5, 3},  {50, 2, 63, 66, 17},
-                            {6, 2, 257, 1, 1},   {4, 1, 1, 129, 33}, {3, 2, 128, 8, 4},
-                            {17, 1, 8, 130, 32}, {2, 3, 130, 300, 5}};
-
-template <class T>
-struct problem {
-    batch_plan plan;
-    sizes s;
-    double scale = -0.75;
-    guarded_buffer<typename T::X, 2> x;
-    guarded_buffer<typename T::P, 3> a, b;
-    guarded_buffer<typename T::Y, 2> y; // also d_y
-    guarded_buffer<typename T::A, 2> hidden;
-    guarded_buffer<typename T::DX, 2> d_x;
-    guarded_buffer<typename T::DP, 3> d_a, d_b;
-    std::vector<std::byte> memory;
-
-    explicit problem(const sizes& sizes_, layout order = layout::row_major)
-        : problem(sizes_, random_plan(sizes_.rows, sizes_.tasks), order, order, order, order) {}
-
-    problem(const sizes& sizes_, batch_plan plan_, layout of_rows, layout of_adapters,
-            layout of_hidden, layout of_gradients)
-        : plan(std::move(plan_)), s(sizes_), x({s.rows, s.in}, of_rows),
-          a({plan.entries(), s.in, s.rank}, of_adapters),
-          b({plan.entries(), s.rank, s.out}, of_adapters), y({s.rows, s.out}, of_rows),
-          hidden({s.rows, s.rank}, of_hidden), d_x({s.rows, s.in}, of_gradients),
-          d_a({plan.entries(), s.in, s.rank}, of_gradients),
-          d_b({plan.entries(), s.rank, s.out}, of_gradients),
-          memory(lora_backward_workspace_size<typename T::Sum>(plan, s.in, s.out, s.rank),
-                 std::byte{0xff}) {
-        random_source random(3);
-        random.fill(x.view());
-        random.fill(a.view());
-        random.fill(b.view());
-        random.fill(y.view());
-        random.fill(hidden.view());
-        random.fill(d_x.view());
-        random.fill(d_a.view());
-        random.fill(d_b.view());
-    }
-
-    lora_batch<typename T::P> adapters() { return {a.view(), b.view()}; }
-    lora_batch<typename T::DP> d_adapters() { return {d_a.view(), d_b.view()}; }
-    workspace scratch() { return {memory.data(), memory.size()}; }
-
-    void forward(executor_ref executor = serial_executor{}) {
-        lora_forward(executor, plan, x.view(), adapters(), scale, y.view(), hidden.view());
-    }
-    void backward(executor_ref executor = serial_executor{}) {
-        lora_backward(executor, plan, x.view(), adapters(), scale, hidden.view(), y.view(),
-                      d_x.view(), d_adapters(), scratch());
-    }
-    /// The hidden of the forward, but not its y, which stays a random gradient.
-    void prepare_backward() {
-        const auto d_y = copy_as<typename T::Y>(y.view());
-        forward();
-        transform(d_y.view(), y.view(), [](const auto& value) { return value; });
-    }
-};
+// tasks than rows, one task, spans of more rows than are taken at a time, and rows that nobody
+// asked for.
+constexpr sizes shapes[] = {{1, 1, 1, 1, 1},     {5, 2, 7, 3, 2},     {40, 1, 9, 65, 16},
+                            {33, 3, 64, 64, 15}, {7, 20, 17, 5, 3},   {50, 2, 63, 66, 17},
+                            {6, 2, 257, 1, 1},   {4, 1, 1, 129, 33},  {3, 2, 128, 8, 4},
+                            {17, 1, 8, 130, 32}, {2, 3, 130, 300, 5}, {800, 1, 5, 3, 2}};
 
 /// The oracle's results and their magnitudes.
 template <class S>
@@ -200,30 +135,6 @@ void check_same_bits(problem<T>& got, problem<T>& want) {
     CHECK(compare_bitwise(got.d_a.view(), want.d_a.view()));
     CHECK(compare_bitwise(got.d_b.view(), want.d_b.view()));
 }
-
-/// The adapters of a problem in a pool of more, in an order of their own.
-template <class T>
-struct pooled_adapters {
-    guarded_buffer<typename T::P, 3> a, b;
-    std::vector<index_t> slot_of_entry;
-
-    pooled_adapters(problem<T>& p, index_t spare, layout order)
-        : a({p.plan.entries() + spare, p.s.in, p.s.rank}, order),
-          b({p.plan.entries() + spare, p.s.rank, p.s.out}, order),
-          slot_of_entry(random_source(5).permutation(p.plan.entries() + spare)) {
-        slot_of_entry.resize(static_cast<std::size_t>(p.plan.entries()));
-        for (index_t entry = 0; entry < p.plan.entries(); ++entry) {
-            const index_t slot = slot_of_entry[static_cast<std::size_t>(entry)];
-            const auto same = [](const auto& value) { return value; };
-            transform(p.a.view().slice(0, entry), a.view().slice(0, slot), same);
-            transform(p.b.view().slice(0, entry), b.view().slice(0, slot), same);
-        }
-    }
-    tensor_view<const index_t, 1> slots() {
-        return {slot_of_entry.data(), {static_cast<index_t>(slot_of_entry.size())}};
-    }
-    lora_batch<const typename T::P> batch() { return {a.view(), b.view(), slots()}; }
-};
 
 } // namespace
 

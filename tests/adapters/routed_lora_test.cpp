@@ -14,8 +14,8 @@
 #include "support/gradient_check.hpp"
 #include "support/precision.hpp"
 #include "support/random_tensor.hpp"
+#include "support/routed_checks.hpp"
 #include "support/routed_problem.hpp"
-#include "support/scalar_types.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace mhr;
@@ -23,71 +23,7 @@ using namespace mhr::test;
 
 namespace {
 
-template <class X, class M, class W, class Y, class DX = X, class DM = M, class DW = W>
-using storage = routed_storage<X, M, W, Y, DX, DM, DW>;
-template <class T>
-using all_of = storage<T, T, T, T>;
-using plain = all_of<float>;
-using bf16 = Eigen::bfloat16;
-using half = Eigen::half;
-
-// Mixed types as hosts have them: an adapter of higher precision than the activations, sums of
-// gradients in f32, an inventory kept small.
-#define ROUTED_STORAGES                                                                            \
-    plain, storage<half, bf16, float, half, float, float, float> MHR_TEST_ALSO(                    \
-               all_of<double>, all_of<bf16>, all_of<half>, storage<bf16, float, float, bf16>,      \
-               storage<float, half, double, float>, storage<float, float, float, double>)
-
-// Every size once 1, one head, one module, one task, more tasks than rows, ranks beyond the tiles.
-constexpr routed_sizes shapes[] = {
-    {1, 1, 1, 1, 1, 1, 1},  {9, 2, 3, 4, 3, 5, 2},    {40, 1, 2, 3, 8, 11, 16},
-    {5, 9, 1, 4, 17, 6, 3}, {20, 3, 4, 1, 16, 16, 4}, {7, 2, 5, 3, 1, 7, 17},
-    {6, 2, 2, 2, 5, 1, 33}, {4, 2, 2, 2, 65, 70, 5},  {3, 1, 1, 2, 257, 3, 1},
-};
-
-/// n products summed one after the other are within n/2 epsilon of their magnitudes; some more for
-/// the products with intermediate results.
-template <class A>
-double sum_of(index_t n) {
-    return (static_cast<double>(n) / 2 + 4) * epsilon_of<A>();
-}
-
-template <class T>
-void check_against_oracle(routed_problem<T>& p) {
-    using S = typename T::S;
-    const routed_sizes& s = p.s;
-    const auto want = expect<S>(p);
-    const auto size = expect_magnitudes<S>(p);
-    const auto bound = [](double sum, double roundings = 1) {
-        return error_bound{1, sum, roundings};
-    };
-    p.prepare_backward();
-    p.backward();
-    CHECK(compare(p.d_x.view(), want.d_x.view(), size.d_x.view(),
-                  bound(sum_of<typename T::A>(s.out() + s.rank + 2 * s.modules))));
-    CHECK(compare(p.d_a.view(), want.d_a.view(), size.d_a.view(),
-                  bound(sum_of<typename T::A>(s.out() + s.rows + s.modules))));
-    CHECK(compare(p.d_b.view(), want.d_b.view(), size.d_b.view(),
-                  bound(sum_of<typename T::A>(s.in() + s.rows + s.modules))));
-    if (p.plan.entries() > 0)
-        // Added to twice, for a and for b: the first sum is stored, and may be larger.
-        CHECK(compare(p.d_weights.view(), want.d_weights.view(), size.d_weights.view(),
-                      bound(sum_of<typename T::A>(s.in() + s.out() + s.rows + s.modules +
-                                                  s.rank * (s.in_block + s.out_block)) +
-                            epsilon_of<typename T::DW>())));
-    p.forward();
-    CHECK(compare(p.y.view(), want.y.view(), size.y.view(),
-                  bound(sum_of<typename T::A>(s.in() + s.rank + 2 * s.modules))));
-    CHECK(p.intact());
-}
-
-template <class T>
-void check_same_gradients(routed_problem<T>& got, routed_problem<T>& want) {
-    CHECK(compare_bitwise(got.d_x.view(), want.d_x.view()));
-    CHECK(compare_bitwise(got.d_a.view(), want.d_a.view()));
-    CHECK(compare_bitwise(got.d_b.view(), want.d_b.view()));
-    CHECK(compare_bitwise(got.d_weights.view(), want.d_weights.view()));
-}
+using plain = routed_of<float>;
 
 constexpr routed_sizes usual{21, 3, 2, 4, 5, 7, 3};
 
@@ -99,29 +35,10 @@ batch_plan plan_of(const std::vector<T>& task_of_row) {
     return plan;
 }
 
-/// Small whole numbers everywhere: every sum is exact, and so is the same in any order.
-template <class T>
-void make_whole(routed_problem<T>& p) {
-    const auto round = [](const auto& view) {
-        // + 0, so that no zero is negative.
-        transform(view, view, [](auto value) { return std::round(4 * value) + 0; });
-    };
-    p.scale = 2;
-    round(p.x.view());
-    round(p.a.view());
-    round(p.b.view());
-    round(p.weights.view());
-    round(p.y.view());
-    round(p.d_x.view());
-    round(p.d_a.view());
-    round(p.d_b.view());
-    round(p.d_weights.view());
-}
-
 } // namespace
 
-TEST_CASE_TEMPLATE("routed LoRA agrees with the oracle", T, ROUTED_STORAGES) {
-    for (const routed_sizes& s : shapes) {
+TEST_CASE_TEMPLATE("routed LoRA agrees with the oracle", T, MHR_TEST_ROUTED_STORAGES) {
+    for (const routed_sizes& s : routed_shapes) {
         CAPTURE(s.rows);
         CAPTURE(s.heads);
         CAPTURE(s.modules);
@@ -132,10 +49,10 @@ TEST_CASE_TEMPLATE("routed LoRA agrees with the oracle", T, ROUTED_STORAGES) {
 }
 
 TEST_CASE_TEMPLATE("routed LoRA is exact where sums are", T, double, float) {
-    for (const routed_sizes& s : shapes) {
+    for (const routed_sizes& s : routed_shapes) {
         if (s.in() > 100) continue; // sums beyond 2^24
         CAPTURE(s.rank);
-        routed_problem<all_of<T>> p(s);
+        routed_problem<routed_of<T>> p(s);
         make_whole(p);
         const auto want = expect<T>(p);
         p.prepare_backward();
@@ -172,7 +89,7 @@ TEST_CASE("routed LoRA works in every layout, to the same bits") {
 }
 
 TEST_CASE("routed LoRA gives the same bits on every executor") {
-    using T = storage<bf16, float, float, bf16>;
+    using T = routed_storage<Eigen::bfloat16, float, float, Eigen::bfloat16>;
     const routed_sizes s{70, 4, 3, 4, 50, 45, 18};
     routed_problem<T> gradients(s), forward(s);
     gradients.prepare_backward();
@@ -431,7 +348,7 @@ TEST_CASE("permuted modules, renamed tasks: nothing else changes") {
     const std::vector<int> renamed{1, 9, 1, -1, 3, 3, 9, 1, -1, 9}; // entries in reverse
     routed_sizes s = usual;
     s.rows = 10;
-    routed_problem<all_of<double>> p(s, plan_of(tasks)), q(s, plan_of(renamed));
+    routed_problem<routed_of<double>> p(s, plan_of(tasks)), q(s, plan_of(renamed));
     make_whole(p);
     make_whole(q);
     const auto reverse = [](const auto& view, std::size_t axis) {
@@ -532,13 +449,13 @@ TEST_CASE("uniform routing is the average, to the last bit: MHR-mu") {
 }
 
 TEST_CASE("all results are linear in the scale, by powers of two exactly") {
-    routed_problem<all_of<double>> want(usual);
+    routed_problem<routed_of<double>> want(usual);
     want.forget_gradients();
     want.prepare_backward();
     want.backward();
     for (int power : {-30, -1, 1, 30}) {
         CAPTURE(power);
-        routed_problem<all_of<double>> p(usual);
+        routed_problem<routed_of<double>> p(usual);
         p.forget_gradients();
         p.scale = std::ldexp(want.scale, power);
         p.prepare_backward();
@@ -557,7 +474,7 @@ TEST_CASE("all results are linear in the scale, by powers of two exactly") {
 }
 
 TEST_CASE("the gradients of routed LoRA agree with finite differences") {
-    routed_problem<all_of<double>> p({6, 2, 2, 3, 2, 3, 2});
+    routed_problem<routed_of<double>> p({6, 2, 2, 3, 2, 3, 2});
     p.forget_gradients();
     p.prepare_backward();
     p.backward();

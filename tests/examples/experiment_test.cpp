@@ -171,17 +171,15 @@ TEST_CASE("the adapters' gradients are those of the loss") {
     adapters.end();
 
     // Along random directions: f32 sums leave too few digits for single parameters.
-    const auto check_group = [&](parameter_group& group) {
-        double predicted = 0;
-        const aligned_floats start = group.values;
-        std::vector<float> direction(start.size());
-        for (std::size_t i = 0; i < start.size(); ++i) {
-            direction[i] = static_cast<float>(random.uniform(-1, 1));
-            predicted += static_cast<double>(direction[i] * group.gradients[i]);
-        }
+    const auto check_group = [&](parameter_group group) {
+        const Eigen::ArrayXf start = group.values;
+        Eigen::ArrayXf direction(start.size());
+        for (float& value : direction)
+            value = static_cast<float>(random.uniform(-1, 1));
+        const double predicted =
+            direction.cast<double>().matrix().dot(group.gradients.cast<double>().matrix());
         const auto at = [&](float distance) {
-            for (std::size_t i = 0; i < start.size(); ++i)
-                group.values[i] = start[i] + distance * direction[i];
+            group.values = start + distance * direction;
             return loss();
         };
         constexpr float step = 0x1p-9F;

@@ -85,14 +85,13 @@ void require_no_slots(const char* function, const char* argument, const lora_bat
         [&] { return std::to_string(batch.slots.extent(0)); });
 }
 
-template <class X, class P>
-void check_lora(const char* function, const batch_plan& plan, const tensor_view<X, 2>& x,
-                const lora_batch<P>& adapters) {
-    require_input(function, "x", x, {plan.rows(), any_extent});
+template <class P>
+void check_adapters(const char* function, const batch_plan& plan, index_t in_features,
+                    const lora_batch<P>& adapters) {
     // Slots of no entries cannot be told from absent ones.
     const bool pool = !adapters.slots.absent() || plan.entries() == 0;
     require_input(function, "adapters.a", adapters.a,
-                  {pool ? any_extent : plan.entries(), x.extent(1), any_extent});
+                  {pool ? any_extent : plan.entries(), in_features, any_extent});
     require_input(function, "adapters.b", adapters.b,
                   {adapters.a.extent(0), adapters.a.extent(2), any_extent});
     if (adapters.slots.absent()) return;
@@ -106,6 +105,13 @@ void check_lora(const char* function, const batch_plan& plan, const tensor_view<
                 return std::to_string(adapters.slots(entry)) + " at position " +
                        std::to_string(entry);
             });
+}
+
+template <class X, class P>
+void check_lora(const char* function, const batch_plan& plan, const tensor_view<X, 2>& x,
+                const lora_batch<P>& adapters) {
+    require_input(function, "x", x, {plan.rows(), any_extent});
+    check_adapters(function, plan, x.extent(1), adapters);
 }
 
 } // namespace detail
@@ -230,40 +236,68 @@ void add_sums(executor_ref executor, tensor_view<A, 3> sums, tensor_view<D, 3> m
                  });
 }
 
+/// What rows get back through y += scale hidden b: d_hidden = scale d_y b^T, and to `sums` is added
+/// scale d_y^T hidden (sums = it, unless `adding`); each if it is not absent. `ahead`: see
+/// add_outer_products.
+template <class D, class A, class P, class Sum, class N>
+void expand_backward(row_set rows, tensor_view<D, 2> d_y, tensor_view<A, 2> hidden,
+                     tensor_view<P, 2> b, double scale, tensor_view<Sum, 2> d_hidden,
+                     tensor_view<Sum, 2> sums, bool adding, tensor_view<N, 2> ahead) noexcept {
+    if (!d_hidden.absent())
+        project(rows, as_const(d_y), as_const(b.transpose(0, 1)), scale, d_hidden);
+    if (!sums.absent())
+        add_outer_products(rows, as_const(d_y), as_const(hidden), scale, sums, adding, ahead);
+}
+
+/// What rows get back through hidden = x a: d_x += d_hidden a^T, and to `sums` is added
+/// x^T d_hidden, likewise.
+template <class X, class H, class P, class DX, class Sum>
+void project_backward(row_set rows, tensor_view<X, 2> x, tensor_view<H, 2> d_hidden,
+                      tensor_view<P, 2> a, tensor_view<DX, 2> d_x, tensor_view<Sum, 2> sums,
+                      bool adding) noexcept {
+    if (!d_x.absent()) expand(rows, as_const(d_hidden), as_const(a.transpose(0, 1)), 1, d_x);
+    if (!sums.absent()) add_outer_products(rows, as_const(x), as_const(d_hidden), 1, sums, adding);
+}
+
+/// Calls `f(rows, span, entry, adding)` for the rows of every span, `step` at a time: a span goes
+/// through its rows once, and is adding from the second time on. `cost` is that of a span.
+template <class F>
+void for_rows_of_spans(executor_ref executor, const batch_plan& plan, index_t step, index_t cost,
+                       F&& f) {
+    const auto& spans = plan.spans();
+    executor.run(static_cast<index_t>(spans.size()), cost, [&](index_t part) noexcept {
+        const auto& span = spans[static_cast<std::size_t>(part)];
+        const row_set all = rows_of(plan, span);
+        for_groups(all.count, step, [&](index_t first, index_t count) {
+            f(row_set{all.numbers + first, count}, part, span.entry, first != 0);
+        });
+    });
+}
+
 /// The passes of lora_backward over the rows: adds to d_x and returns, for each entry, the sums
-/// that are wanted. A span goes through its rows once, a few at a time.
+/// that are wanted.
 template <class X, class P, class A, class D, class DX, class Sum>
 lora_backward_sums<Sum>
 sum_lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                   const lora_batch<P>& adapters, double scale, tensor_view<A, 2> hidden,
                   tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x, bool a_wanted, bool b_wanted,
                   const lora_backward_scratch<Sum>& scratch) {
-    const auto& [d_hidden, sums] = scratch;
-    const index_t step = rows_of_backward<D>(d_y.extent(1));
-    const auto& spans = plan.spans();
+    const auto& sums = scratch.sums;
+    const auto d_hidden = a_wanted || !d_x.absent() ? scratch.d_hidden : tensor_view<Sum, 2>{};
     const index_t cost =
-        2 * cost_of_rows(plan, spans, hidden.extent(1), x.extent(1) + d_y.extent(1));
-    executor.run(static_cast<index_t>(spans.size()), cost,
-                 [&, d_hidden = d_hidden, sums = sums](index_t part) noexcept {
-                     const auto& span = spans[static_cast<std::size_t>(part)];
-                     const index_t slot = slot_of(adapters, span.entry);
-                     const auto a = as_const(adapters.a.slice(0, slot));
-                     const auto b = as_const(adapters.b.slice(0, slot));
-                     const row_set all = rows_of(plan, span);
-                     for_groups(all.count, step, [&](index_t first, index_t count) {
-                         const row_set rows{all.numbers + first, count};
-                         if (a_wanted || !d_x.absent())
-                             project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
-                         if (b_wanted)
-                             add_outer_products(rows, as_const(d_y), as_const(hidden), scale,
-                                                sums.b.slice(0, part), first != 0, d_x);
-                         if (!d_x.absent())
-                             expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
-                         if (a_wanted)
-                             add_outer_products(rows, as_const(x), as_const(d_hidden), 1,
-                                                sums.a.slice(0, part), first != 0);
-                     });
-                 });
+        2 * cost_of_rows(plan, plan.spans(), hidden.extent(1), x.extent(1) + d_y.extent(1));
+    for_rows_of_spans(executor, plan, rows_of_backward<D>(d_y.extent(1)), cost,
+                      [&](row_set rows, index_t span, index_t entry, bool adding) noexcept {
+                          const index_t slot = slot_of(adapters, entry);
+                          const auto sums_if = [&](bool wanted,
+                                                   const tensor_view<Sum, 3>& of_spans) {
+                              return wanted ? of_spans.slice(0, span) : tensor_view<Sum, 2>{};
+                          };
+                          expand_backward(rows, d_y, hidden, adapters.b.slice(0, slot), scale,
+                                          d_hidden, sums_if(b_wanted, sums.b), adding, d_x);
+                          project_backward(rows, x, d_hidden, adapters.a.slice(0, slot), d_x,
+                                           sums_if(a_wanted, sums.a), adding);
+                      });
     if (a_wanted) add_up_spans(executor, plan, sums.a);
     if (b_wanted) add_up_spans(executor, plan, sums.b);
     return {sums.a.block(0, 0, plan.entries()), sums.b.block(0, 0, plan.entries())};
