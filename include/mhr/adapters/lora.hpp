@@ -238,32 +238,31 @@ sum_lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
                   const lora_batch<P>& adapters, double scale, tensor_view<A, 2> hidden,
                   tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x, bool a_wanted, bool b_wanted,
                   const lora_backward_scratch<Sum>& scratch) {
-    const auto& [d_hidden, sums] = scratch;
+    const auto& d_hidden = scratch.d_hidden;
+    const auto& sums = scratch.sums;
     const index_t step = rows_of_backward<D>(d_y.extent(1));
     const auto& spans = plan.spans();
     const index_t cost =
         2 * cost_of_rows(plan, spans, hidden.extent(1), x.extent(1) + d_y.extent(1));
-    executor.run(static_cast<index_t>(spans.size()), cost,
-                 [&, d_hidden = d_hidden, sums = sums](index_t part) noexcept {
-                     const auto& span = spans[static_cast<std::size_t>(part)];
-                     const index_t slot = slot_of(adapters, span.entry);
-                     const auto a = as_const(adapters.a.slice(0, slot));
-                     const auto b = as_const(adapters.b.slice(0, slot));
-                     const row_set all = rows_of(plan, span);
-                     for_groups(all.count, step, [&](index_t first, index_t count) {
-                         const row_set rows{all.numbers + first, count};
-                         if (a_wanted || !d_x.absent())
-                             project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
-                         if (b_wanted)
-                             add_outer_products(rows, as_const(d_y), as_const(hidden), scale,
-                                                sums.b.slice(0, part), first != 0, d_x);
-                         if (!d_x.absent())
-                             expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
-                         if (a_wanted)
-                             add_outer_products(rows, as_const(x), as_const(d_hidden), 1,
-                                                sums.a.slice(0, part), first != 0);
-                     });
-                 });
+    executor.run(static_cast<index_t>(spans.size()), cost, [&](index_t part) noexcept {
+        const auto& span = spans[static_cast<std::size_t>(part)];
+        const index_t slot = slot_of(adapters, span.entry);
+        const auto a = as_const(adapters.a.slice(0, slot));
+        const auto b = as_const(adapters.b.slice(0, slot));
+        const row_set all = rows_of(plan, span);
+        for_groups(all.count, step, [&](index_t first, index_t count) {
+            const row_set rows{all.numbers + first, count};
+            if (a_wanted || !d_x.absent())
+                project(rows, as_const(d_y), b.transpose(0, 1), scale, d_hidden);
+            if (b_wanted)
+                add_outer_products(rows, as_const(d_y), as_const(hidden), scale,
+                                   sums.b.slice(0, part), first != 0, d_x);
+            if (!d_x.absent()) expand(rows, as_const(d_hidden), a.transpose(0, 1), 1, d_x);
+            if (a_wanted)
+                add_outer_products(rows, as_const(x), as_const(d_hidden), 1, sums.a.slice(0, part),
+                                   first != 0);
+        });
+    });
     if (a_wanted) add_up_spans(executor, plan, sums.a);
     if (b_wanted) add_up_spans(executor, plan, sums.b);
     return {sums.a.block(0, 0, plan.entries()), sums.b.block(0, 0, plan.entries())};
