@@ -135,9 +135,7 @@ tensor_view<T, Rank> view_of(const DLTensor& tensor, const char* argument = "ten
             ? nullptr
             : reinterpret_cast<T*>(address + static_cast<std::uintptr_t>(tensor.byte_offset));
     const tensor_view<T, Rank> view(data, extents, strides);
-    std::array<index_t, Rank> any;
-    any.fill(any_extent);
-    require_input(function, argument, view, any);
+    require_input(function, argument, view);
     return view;
 }
 
@@ -198,9 +196,7 @@ template <class Managed = DLManagedTensor, class T, std::size_t Rank, class Owne
 owned_dlpack<Managed> to_dlpack(const tensor_view<T, Rank>& view, Owner owner) {
     static_assert(!std::is_const_v<T> || detail::is_versioned<Managed>,
                   "mhr: DLManagedTensor cannot say read-only: export DLManagedTensorVersioned");
-    std::array<index_t, Rank> any;
-    any.fill(any_extent);
-    require_input("to_dlpack", "view", view, any);
+    require_input("to_dlpack", "view", view);
 
     using context = detail::exported<Managed, Rank, Owner>;
     std::unique_ptr<context> made(new context{{}, {}, {}, std::move(owner)});

@@ -100,9 +100,7 @@ constexpr bool fits_layout_stride(const tensor_view<T, Rank>& view) noexcept {
 template <class T, std::size_t Rank>
 std::mdspan<T, std::dextents<index_t, Rank>, std::layout_stride>
 mdspan_of(const tensor_view<T, Rank>& view) {
-    std::array<index_t, Rank> any;
-    any.fill(any_extent);
-    require_input("mdspan_of", "view", view, any);
+    require_input("mdspan_of", "view", view);
     const auto strides = detail::positive_strides(view);
     require(
         detail::fits_layout_stride(tensor_view<T, Rank>(view.data(), view.extents(), strides)),
