@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <mhr/interop/eigen.hpp>
+
 namespace cross_task {
 
 namespace {
@@ -14,13 +16,10 @@ index_t inputs(int l) {
 index_t outputs(int l) {
     return layer_outputs[static_cast<std::size_t>(l)];
 }
-mhr::tensor_view<const float, 2> view(const const_matrix_view<float>& matrix) {
-    return {matrix.data(), {matrix.rows(), matrix.cols()}};
-}
-mhr::tensor_view<float, 2> view(matrix_view<float>& matrix) {
-    // The host says "not needed" with a gradient of no rows, mhr with an absent view.
-    if (matrix.rows() == 0) return {};
-    return {matrix.data(), {matrix.rows(), matrix.cols()}};
+/// The host says "not needed" with a gradient of no rows, mhr with an absent view.
+mhr::tensor_view<float, 2> view_if_wanted(matrix_view<float>& gradient) {
+    if (gradient.rows() == 0) return {};
+    return mhr::view_of(gradient);
 }
 
 void make_plan(mhr::batch_plan& plan, const task_rows& rows) {
@@ -111,24 +110,24 @@ void plain_adapters::begin_alignment(const task_rows& rows) {
 }
 
 void plain_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
-    mhr::lora_forward(executor, plan_, cross_task::view(x), adapters(l),
-                      1.0 / static_cast<double>(rank_), cross_task::view(y), hidden(l));
+    mhr::lora_forward(executor, plan_, mhr::view_of(x), adapters(l),
+                      1.0 / static_cast<double>(rank_), mhr::view_of(y), hidden(l));
 }
 
 void plain_adapters::backward(int l, const const_matrix_view<float>& x,
                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
-    mhr::lora_backward(executor, plan_, cross_task::view(x), adapters(l),
-                       1.0 / static_cast<double>(rank_), hidden(l), cross_task::view(d_y),
-                       cross_task::view(d_x), as_batch(view(memory_.gradients, l)), scratch_);
+    mhr::lora_backward(executor, plan_, mhr::view_of(x), adapters(l),
+                       1.0 / static_cast<double>(rank_), hidden(l), mhr::view_of(d_y),
+                       view_if_wanted(d_x), as_batch(view(memory_.gradients, l)), scratch_);
 }
 
 void plain_adapters::add_gram(int l, const const_matrix_view<float>& x,
                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x,
                               mhr::tensor_view<double, 2> gram) {
     const auto gradients = take_gradients(gradients_of_tasks_, plan_.entries(), l, rank_);
-    mhr::lora_backward(executor, plan_, cross_task::view(x), adapters(l),
-                       1.0 / static_cast<double>(rank_), hidden(l), cross_task::view(d_y),
-                       cross_task::view(d_x), gradients, scratch_);
+    mhr::lora_backward(executor, plan_, mhr::view_of(x), adapters(l),
+                       1.0 / static_cast<double>(rank_), hidden(l), mhr::view_of(d_y),
+                       view_if_wanted(d_x), gradients, scratch_);
     mhr::lora_gradient_gram(executor, gradients, gram);
 }
 
@@ -270,9 +269,10 @@ void routed_adapters::begin(const task_rows& rows, const routing_mode& mode) {
 }
 
 void routed_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
-    mhr::routed_lora_forward(
-        executor, plan_, view(x), inventory(memory_.values, l), table(weights_, l, plan_.entries()),
-        1.0 / static_cast<double>(options_.rank), view(y), states_[static_cast<std::size_t>(l)]);
+    mhr::routed_lora_forward(executor, plan_, mhr::view_of(x), inventory(memory_.values, l),
+                             table(weights_, l, plan_.entries()),
+                             1.0 / static_cast<double>(options_.rank), mhr::view_of(y),
+                             states_[static_cast<std::size_t>(l)]);
 }
 
 void routed_adapters::backward(int l, const const_matrix_view<float>& x,
@@ -281,10 +281,11 @@ void routed_adapters::backward(int l, const const_matrix_view<float>& x,
     if (trains_modules_) d_inventory = inventory(memory_.gradients, l);
     mhr::tensor_view<float, 3> d_weights;
     if (trains_logits()) d_weights = table(d_weights_, l, plan_.entries());
-    mhr::routed_lora_backward(
-        executor, plan_, view(x), inventory(memory_.values, l), table(weights_, l, plan_.entries()),
-        1.0 / static_cast<double>(options_.rank), states_[static_cast<std::size_t>(l)], view(d_y),
-        view(d_x), d_inventory, d_weights, scratch_);
+    mhr::routed_lora_backward(executor, plan_, mhr::view_of(x), inventory(memory_.values, l),
+                              table(weights_, l, plan_.entries()),
+                              1.0 / static_cast<double>(options_.rank),
+                              states_[static_cast<std::size_t>(l)], mhr::view_of(d_y),
+                              view_if_wanted(d_x), d_inventory, d_weights, scratch_);
 }
 
 void routed_adapters::add_gram(int l, const const_matrix_view<float>& x,
@@ -293,9 +294,9 @@ void routed_adapters::add_gram(int l, const const_matrix_view<float>& x,
     // The gradients of the mixed adapters say all: those of the modules are their multiples.
     const auto& state = states_[static_cast<std::size_t>(l)];
     const auto gradients = take_gradients(gradients_of_tasks_, plan_.entries(), l, options_.rank);
-    mhr::lora_backward(executor, plan_, view(x), state.mixed,
-                       1.0 / static_cast<double>(options_.rank), state.hidden, view(d_y), view(d_x),
-                       gradients, scratch_);
+    mhr::lora_backward(executor, plan_, mhr::view_of(x), state.mixed,
+                       1.0 / static_cast<double>(options_.rank), state.hidden, mhr::view_of(d_y),
+                       view_if_wanted(d_x), gradients, scratch_);
     mhr::routed_lora_gradient_gram(executor, table(weights_, l, plan_.entries()), gradients, gram);
 }
 

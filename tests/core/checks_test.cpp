@@ -81,6 +81,8 @@ TEST_CASE("inputs may have any strides") {
     CHECK_NOTHROW(input({nullptr, {0, 5}}, {0, 5}));
     CHECK_NOTHROW(input({memory, {2, 3}}, {any_extent, 3}));
     CHECK_NOTHROW(input({memory, {2, 3}}, {2, 3}));
+    CHECK_NOTHROW(require_input("f", "x", view_of({{0, 3}, {3, 1}})));
+    CHECK(refuses("f", "x", [] { require_input("f", "x", view_of({{2, -3}, {3, 1}})); }));
 }
 
 TEST_CASE("outputs may have any strides that place every element at its own address") {

@@ -124,6 +124,14 @@ void require_input(const char* function, const char* argument, const tensor_view
     detail::require_input(function, argument, detail::memory_of(view), expected.data());
 }
 
+/// Checks an input of any extents, for code that is generic in the rank.
+template <class T, std::size_t Rank>
+void require_input(const char* function, const char* argument, const tensor_view<T, Rank>& view) {
+    std::array<index_t, Rank> any{};
+    any.fill(any_extent);
+    require_input(function, argument, view, any);
+}
+
 /// Checks an output: as an input, and no two elements at one address.
 template <class T, std::size_t Rank>
 void require_output(const char* function, const char* argument, const tensor_view<T, Rank>& view,
