@@ -16,6 +16,7 @@ index_t inputs(int l) {
 index_t outputs(int l) {
     return layer_outputs[static_cast<std::size_t>(l)];
 }
+
 /// The host says "not needed" with a gradient of no rows, mhr with an absent view.
 mhr::tensor_view<float, 2> view_if_wanted(matrix_view<float>& gradient) {
     if (gradient.rows() == 0) return {};
