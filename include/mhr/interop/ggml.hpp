@@ -119,10 +119,7 @@ void require_viewable(const char* function, const char* argument, const ggml_ten
             strides);
     require(
         axes_of<T, Rank>(*tensor).evenly_spaced, function, argument,
-        [] {
-            return "axes from the " + std::to_string(Rank) +
-                   ". on that are evenly spaced in memory";
-        },
+        [] { return "elements spaced evenly, to be seen as " + std::to_string(Rank) + " axes"; },
         [&] { return strides() + " with ne " + text_of(tensor->ne); });
 }
 

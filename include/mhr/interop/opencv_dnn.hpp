@@ -63,7 +63,7 @@ tensor_view<T, Rank> view_of(const cv::Mat& matrix) {
         });
     require(
         axes.evenly_spaced, function, "matrix",
-        [] { return "axes from the " + std::to_string(Rank) + ". on that are evenly spaced"; },
+        [] { return "elements spaced evenly, to be seen as " + std::to_string(Rank) + " axes"; },
         [&] { return "a part of a larger matrix of " + std::to_string(matrix.dims) + " axes"; });
     return {reinterpret_cast<T*>(matrix.data), axes.extents, axes.strides};
 }
