@@ -33,7 +33,7 @@ namespace {
 class context {
   public:
     explicit context(bool no_alloc = false)
-        : context_(ggml_init({std::size_t(8) << 20, nullptr, no_alloc})) {}
+        : context_(ggml_init({std::size_t(64) << 20, nullptr, no_alloc})) {}
     ~context() { ggml_free(context_); }
     context(const context&) = delete;
     context& operator=(const context&) = delete;
@@ -104,12 +104,14 @@ struct sizes {
     std::vector<int> task_of_sequence;
     index_t rows_of_sequence, in, out, rank;
 };
-// Many sequences of several tasks and of none, a single row as when decoding, a batch of no task.
+// Many sequences of several tasks and of none, a single row as when decoding, a batch of no task,
+// and one whose blocks are each worth a thread: the others are computed by the first alone.
 const sizes shapes[] = {{{3, 0, -1, 3, 2, 0, -1, 5}, 9, 70, 51, 6},
                         {{1}, 1, 130, 257, 17},
                         {{2, -1, 0, 7, 7, 3}, 1, 64, 64, 16},
                         {{4, 4}, 40, 33, 20, 1},
-                        {{-1, -1}, 3, 8, 9, 2}};
+                        {{-1, -1}, 3, 8, 9, 2},
+                        {{1, 2, -1, 3}, 24, 600, 640, 4}};
 
 /// base + LoRA in a graph, on memory of the graph's context.
 template <class T>
@@ -434,7 +436,9 @@ TEST_CASE_TEMPLATE("a routed layer as a graph: a base product, mixing, LoRA", M,
 }
 
 TEST_CASE("mixing nodes write what mix_lora_forward writes, also narrower") {
-    constexpr index_t heads = 2, modules = 3, in_block = 40, out_block = 33, rank = 5, entries = 4;
+    // Of a size that is shared out among threads.
+    constexpr index_t heads = 2, modules = 3, in_block = 4096, out_block = 4097, rank = 8;
+    constexpr index_t entries = 4;
     const context memory;
     ggml_tensor* const weights = ggml_new_tensor_3d(memory, GGML_TYPE_F32, modules, heads, entries);
     ggml_tensor* const a =
