@@ -64,6 +64,8 @@ endfunction()
 mhr_find_host(eigen PACKAGE Eigen3 TARGET Eigen3::Eigen)
 mhr_find_host(mdspan FEATURE __cpp_lib_mdspan)
 mhr_find_host(dlpack PACKAGE dlpack TARGET dlpack::dlpack)
+mhr_find_host(opencv_dnn PACKAGE OpenCVDnn TARGET OpenCVDnn::OpenCVDnn)
+mhr_find_host(ggml PACKAGE ggml TARGET ggml::ggml)
 mhr_find_host(mpi PACKAGE MPI TARGET MPI::MPI_CXX)
 
 # mhr_add_mpi_test(<name> <ranks> <program> [arguments])

@@ -26,6 +26,7 @@
 #include <mhr/core/checks.hpp>
 #include <mhr/core/error.hpp>
 #include <mhr/core/executor.hpp>
+#include <mhr/core/merged_axes.hpp>
 #include <mhr/core/openmp_executor.hpp>
 #include <mhr/core/scalar.hpp>
 #include <mhr/core/strided.hpp>
