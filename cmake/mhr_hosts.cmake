@@ -1,19 +1,33 @@
 # The hosts that include/mhr/interop/ has a header for. Whose headers, tests and examples are built is
 # chosen by MHR_HOSTS; the others are named with the reason why they are not.
 
+include(CheckCXXSourceCompiles)
+
 set(MHR_HOSTS "eigen;mdspan;dlpack" CACHE STRING
     "Hosts whose headers, tests and examples are built, of eigen;mdspan;dlpack;torch;opencv_dnn;ggml;mpi")
 
-# mhr_find_host(<host> [PACKAGE <find_package name> TARGET <target>])
+# mhr_find_host(<host> PACKAGE <find_package name> [TARGET <target>])
+# mhr_find_host(<host> FEATURE <macro of <version>>): a part of the standard library
 #
 # Sets mhr_host_<host> to whether the host is asked for and was found, and mhr_host_<host>_target to
 # what its users link.
 macro(mhr_find_host host)
-    cmake_parse_arguments(mhr_row "" "PACKAGE;TARGET" "" ${ARGN})
+    cmake_parse_arguments(mhr_row "" "PACKAGE;TARGET;FEATURE" "" ${ARGN})
     set(mhr_host_${host} FALSE)
     set(mhr_host_${host}_target "${mhr_row_TARGET}")
     if(NOT "${host}" IN_LIST MHR_HOSTS)
         message(STATUS "Host ${host}: skipped, as MHR_HOSTS does not name it (the preset `hosts` names all)")
+    elseif(mhr_row_FEATURE)
+        # The standard is part of the answer's name, since the answer is kept.
+        set(mhr_row_answer "mhr_cxx${CMAKE_CXX_STANDARD}_has_${mhr_row_FEATURE}")
+        check_cxx_source_compiles(
+            "#include <version>\nint main() { return ${mhr_row_FEATURE} > 0 ? 0 : 1; }" ${mhr_row_answer})
+        if(${mhr_row_answer})
+            set(mhr_host_${host} TRUE)
+            message(STATUS "Host ${host}: tested with the standard library's")
+        else()
+            message(STATUS "Host ${host}: skipped, as the standard library has no ${mhr_row_FEATURE} in C++${CMAKE_CXX_STANDARD}")
+        endif()
     else()
         find_package(${mhr_row_PACKAGE} QUIET)
         if(${mhr_row_PACKAGE}_FOUND)
@@ -29,3 +43,24 @@ list(APPEND CMAKE_MODULE_PATH ${PROJECT_SOURCE_DIR}/cmake)
 
 # Builds the tests and examples of all hosts found.
 add_custom_target(hosts)
+
+# mhr_host_example(<host> <source>...)
+#
+# The program <host>_example, if the host was found. As a test, it has to run without an error.
+function(mhr_host_example host)
+    if(NOT mhr_host_${host})
+        return()
+    endif()
+    add_executable(${host}_example ${ARGN})
+    mhr_build_options(${host}_example)
+    target_link_libraries(${host}_example PRIVATE ${mhr_host_${host}_target})
+    add_dependencies(hosts ${host}_example)
+    if(MHR_BUILD_TESTS)
+        add_test(NAME examples/${host} COMMAND ${host}_example)
+        set_tests_properties(examples/${host} PROPERTIES LABELS host)
+    endif()
+endfunction()
+
+mhr_find_host(eigen PACKAGE Eigen3 TARGET Eigen3::Eigen)
+mhr_find_host(mdspan FEATURE __cpp_lib_mdspan)
+mhr_find_host(dlpack PACKAGE dlpack TARGET dlpack::dlpack)
