@@ -64,3 +64,10 @@ endfunction()
 mhr_find_host(eigen PACKAGE Eigen3 TARGET Eigen3::Eigen)
 mhr_find_host(mdspan FEATURE __cpp_lib_mdspan)
 mhr_find_host(dlpack PACKAGE dlpack TARGET dlpack::dlpack)
+
+mhr_find_host(torch PACKAGE Torch TARGET torch)
+if(mhr_host_torch)
+    # at::parallel_for is a template that runs in the calling thread where OpenMP is off.
+    find_package(OpenMP REQUIRED COMPONENTS CXX)
+    list(APPEND mhr_host_torch_target OpenMP::OpenMP_CXX)
+endif()
