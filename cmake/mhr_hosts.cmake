@@ -81,3 +81,10 @@ function(mhr_add_mpi_test name ranks program)
 OMPI_MCA_rmaps_base_oversubscribe=1;PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe;\
 OMPI_MCA_mpi_yield_when_idle=1;OMPI_MCA_btl_vader_single_copy_mechanism=none")
 endfunction()
+
+mhr_find_host(torch PACKAGE Torch TARGET torch)
+if(mhr_host_torch)
+    # at::parallel_for is a template that runs in the calling thread where OpenMP is off.
+    find_package(OpenMP REQUIRED COMPONENTS CXX)
+    list(APPEND mhr_host_torch_target OpenMP::OpenMP_CXX)
+endif()

@@ -1,0 +1,195 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <torch/arg.h>
+#include <torch/nn/module.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+
+#include <mhr/adapters/initialisation.hpp>
+#include <mhr/interop/torch/autograd.hpp>
+#include <mhr/routing/gates.hpp>
+#include <mhr/routing/logits.hpp>
+
+/// \file
+/// Modules of LibTorch: a linear layer with routed LoRA and its router. Their parameters have the
+/// names and shapes of PEFT's Poly.
+
+namespace mhr {
+
+/// Sizes of a router; PEFT's names are n_tasks, n_skills and n_splits.
+class RouterOptions {
+  public:
+    RouterOptions(std::int64_t tasks, std::int64_t modules) : tasks_(tasks), modules_(modules) {}
+
+    TORCH_ARG(std::int64_t, tasks);
+    TORCH_ARG(std::int64_t, modules);
+    TORCH_ARG(std::int64_t, heads) = 1;
+    /// Of the noise while training.
+    TORCH_ARG(double, temperature) = 1;
+    TORCH_ARG(at::ScalarType, dtype) = at::kFloat;
+};
+
+/// Sizes of an adapted layer; PEFT's names are n_skills, r and n_splits.
+class RoutedLoraOptions {
+  public:
+    RoutedLoraOptions(std::int64_t modules, std::int64_t rank) : modules_(modules), rank_(rank) {}
+
+    TORCH_ARG(std::int64_t, modules);
+    TORCH_ARG(std::int64_t, rank);
+    TORCH_ARG(std::int64_t, heads) = 1;
+    /// The factor of the adapter; 0, which would switch it off, stands for 1 / rank.
+    TORCH_ARG(double, scale) = 0;
+};
+
+namespace detail {
+
+inline void require_at_least_1(const char* function, const char* argument, std::int64_t number) {
+    require(
+        number >= 1, function, argument, [] { return "1 or more"; },
+        [&] { return std::to_string(number); });
+}
+
+/// A seed from LibTorch's generator, so that torch::manual_seed decides.
+inline std::uint64_t draw_torch_seed() {
+    return static_cast<std::uint64_t>(
+        at::randint(std::int64_t{1} << 62, {1}, at::kLong).item<std::int64_t>());
+}
+
+} // namespace detail
+
+/// The table of logits, one row for each task, and the rule of Poly and MHR: a sigmoid, while
+/// training with Gumbel noise, divided by its sum over the modules. A model may have one router
+/// for all layers (register it once, in the model), one for some of them, or one for each.
+class RouterImpl : public ::torch::nn::Module {
+  public:
+    explicit RouterImpl(const RouterOptions& options_) : options(options_) {
+        constexpr const char* function = "Router";
+        detail::require_at_least_1(function, "tasks", options.tasks());
+        detail::require_at_least_1(function, "modules", options.modules());
+        detail::require_at_least_1(function, "heads", options.heads());
+        module_logits = register_parameter(
+            "module_logits",
+            at::empty({options.tasks(), options.heads() * options.modules()}, options.dtype()));
+        reset_parameters();
+    }
+
+    /// Uniform logits in +-1e-3, drawn by LibTorch's generator.
+    void reset_parameters() {
+        const c10::AutoGradMode no_graph(false);
+        const at::Tensor table = logits();
+        detail::with_storage_type("Router", "dtype", table, [&](auto type) {
+            using L = typename decltype(type)::type;
+            initialise_logits(detail::draw_torch_seed(), view_of<L, 3>(table));
+        });
+    }
+
+    /// The weights of a batch, [entries, heads, modules]: computed once and given to every layer
+    /// that shares this router. `uniforms`, of the same shape, is the noise of training (numbers
+    /// in (0, 1)); if undefined, LibTorch's generator draws it. Errors: see route.
+    at::Tensor forward(const std::shared_ptr<const routed_batch>& batch,
+                       const at::Tensor& uniforms = {}) {
+        if (!is_training()) return route(logits(), batch, routing_rule{sigmoid_gate{}});
+        detail::require_batch("Router", batch);
+        const at::ScalarType type = detail::sum_type_of(module_logits.scalar_type());
+        const at::Tensor noise = uniforms.defined()
+                                     ? uniforms.detach().to(type)
+                                     : at::rand({static_cast<std::int64_t>(batch->tasks.size()),
+                                                 options.heads(), options.modules()},
+                                                type);
+        return type == at::kDouble ? with_noise<double>(batch, noise)
+                                   : with_noise<float>(batch, noise);
+    }
+
+    RouterOptions options;
+    at::Tensor module_logits; ///< [tasks, heads modules]
+
+  private:
+    [[nodiscard]] at::Tensor logits() const {
+        return module_logits.view({options.tasks(), options.heads(), options.modules()});
+    }
+
+    template <class U>
+    at::Tensor with_noise(const std::shared_ptr<const routed_batch>& batch,
+                          const at::Tensor& noise) {
+        const auto uniforms = detail::checked_view<const U, 3>("Router", "uniforms", noise);
+        return route(logits(), batch,
+                     routing_rule{gumbel_sigmoid_gate{uniforms, options.temperature()}}, {noise});
+    }
+};
+TORCH_MODULE(Router);
+
+/// A linear layer, whose parameters are frozen, and an inventory of LoRA modules beside it:
+/// y = base_layer(x) + scale (x A) B of each row's task. Until they are trained, the modules change
+/// nothing.
+class RoutedLoraLinearImpl : public ::torch::nn::Module {
+  public:
+    /// The parameters get the type of the layer's. Errors: a number below 1; features that are not
+    /// divisible by the heads.
+    RoutedLoraLinearImpl(::torch::nn::Linear base, const RoutedLoraOptions& options_)
+        : options(options_) {
+        constexpr const char* function = "RoutedLoraLinear";
+        require(
+            !base.is_empty(), function, "base", [] { return "a layer"; },
+            [] { return "an empty holder"; });
+        detail::require_at_least_1(function, "modules", options.modules());
+        detail::require_at_least_1(function, "rank", options.rank());
+        detail::require_at_least_1(function, "heads", options.heads());
+        const std::int64_t heads = options.heads();
+        const std::int64_t in = base->options.in_features();
+        const std::int64_t out = base->options.out_features();
+        require(
+            in % heads == 0 && out % heads == 0, function, "heads",
+            [&] { return "a divisor of " + std::to_string(in) + " and " + std::to_string(out); },
+            [&] { return std::to_string(heads); });
+        base_layer = register_module("base_layer", std::move(base));
+        for (at::Tensor& parameter : base_layer->parameters())
+            parameter.set_requires_grad(false);
+        const auto type = base_layer->weight.options().requires_grad(false);
+        poly_lora_A = register_parameter(
+            "poly_lora_A", at::empty({heads, options.modules(), in / heads, options.rank()}, type));
+        poly_lora_B = register_parameter(
+            "poly_lora_B",
+            at::empty({heads, options.modules(), options.rank(), out / heads}, type));
+        reset_parameters();
+    }
+
+    /// The values that PEFT starts from, drawn by LibTorch's generator; see initialise_inventory.
+    void reset_parameters() {
+        detail::with_storage_type("RoutedLoraLinear", "base", poly_lora_A, [&](auto type) {
+            using M = typename decltype(type)::type;
+            initialise_inventory(
+                detail::draw_torch_seed(),
+                lora_inventory<M>{view_of<M, 4>(poly_lora_A), view_of<M, 4>(poly_lora_B)});
+        });
+    }
+
+    /// x [.., in_features], with as many rows as the batch; weights [entries, heads, modules], from
+    /// a router for the same batch. Errors: see add_routed_lora_.
+    at::Tensor forward(const at::Tensor& x, const at::Tensor& weights,
+                       const std::shared_ptr<const routed_batch>& batch) {
+        // The base layer's output is then memory of its own rather than a view, so that autograd
+        // need not copy its gradient when the adapter is added in place.
+        const at::Tensor rows = detail::flat_rows("RoutedLoraLinear", "x", x);
+        const double scale =
+            options.scale() == 0 ? 1 / static_cast<double>(options.rank()) : options.scale();
+        const at::Tensor y = add_routed_lora_(base_layer->forward(rows), rows, poly_lora_A,
+                                              poly_lora_B, weights, batch, scale);
+        auto sizes = x.sizes().vec();
+        sizes.back() = y.size(1);
+        return y.view(sizes);
+    }
+
+    RoutedLoraOptions options;
+    ::torch::nn::Linear base_layer{nullptr};
+    at::Tensor poly_lora_A; ///< [heads, modules, in_features / heads, rank]
+    at::Tensor poly_lora_B; ///< [heads, modules, rank, out_features / heads]
+};
+TORCH_MODULE(RoutedLoraLinear);
+
+} // namespace mhr
