@@ -136,7 +136,7 @@ class peft_config {
     /// Reads the configuration in an adapter's folder. Errors: the file, and as above.
     static peft_config read(const std::filesystem::path& folder) {
         const std::filesystem::path path = folder / peft_config_file;
-        const mapped_file file(path, file_access::copy);
+        const mapped_file file(path);
         return {printable(path.string()),
                 std::string_view(reinterpret_cast<const char*>(file.data()), file.size())};
     }

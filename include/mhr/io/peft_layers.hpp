@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <mhr/core/error.hpp>
@@ -83,6 +84,20 @@ class layer_rules {
     matching targets_, excluded_, saved_;
 };
 
+/// The layer that a tensor's name tells, and the number of its part; no layer for other names.
+template <std::size_t Parts>
+std::pair<std::string_view, std::size_t>
+split_key(std::string_view key, const std::array<std::string_view, Parts>& parts) {
+    if (begins_with(key, peft_prefix))
+        for (std::size_t i = 0; i < Parts; ++i)
+            if (ends_with(key, parts[i]) && key.size() > peft_prefix.size() + parts[i].size()) {
+                key.remove_prefix(peft_prefix.size());
+                key.remove_suffix(parts[i].size());
+                return {key, i};
+            }
+    return {{}, 0};
+}
+
 /// Calls `use(layer, tensors)` for each layer of an adapter, in the order of their names, with one
 /// tensor for each of `parts`. Returns the names of the tensors that belong to modules_to_save.
 ///
@@ -96,13 +111,7 @@ for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
     std::vector<std::string> saved;
     bool any = false;
     for (const auto& [key, stored] : file.tensors()) {
-        std::string_view layer;
-        std::size_t part = 0;
-        for (; layer.empty() && part < Parts; part += layer.empty() ? 1 : 0)
-            if (begins_with(key, peft_prefix) && ends_with(key, parts[part]) &&
-                key.size() > peft_prefix.size() + parts[part].size())
-                layer = std::string_view(key).substr(
-                    peft_prefix.size(), key.size() - peft_prefix.size() - parts[part].size());
+        const auto [layer, part] = split_key(key, parts);
         if (layer.empty()) {
             if (!rules.is_saved(key))
                 file.fail(key, "a tensor of an adapter of type " + config.type(), "an unknown one",
@@ -118,12 +127,13 @@ for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
                           stored.first);
             tensors[i] = &found->second;
         }
-        if (part != 0) continue; // the layer's first part is its turn
+        if (part != 0) continue; // the layer comes with its first part
         any = true;
         rules.require_adapted(layer);
         use(layer, tensors);
     }
-    if (!any) raise("peft: " + file.name() + ": expected tensors of at least one layer, got none");
+    if (!any)
+        raise("peft: " + file.name() + ": tensors: expected those of at least one layer, got none");
     return saved;
 }
 
@@ -154,8 +164,8 @@ inline void write_adapter(const std::filesystem::path& folder, const peft_config
     std::error_code problem;
     std::filesystem::create_directories(folder, problem);
     if (problem)
-        raise("peft: " + printable(folder.string()) + ": expected a folder, got " +
-              problem.message());
+        raise("peft: " + printable(folder.string()) +
+              ": folder: expected one that can be written to, got " + problem.message());
     tensors.write(folder / peft_tensors_file);
     config.write(folder);
 }

@@ -102,6 +102,7 @@ class lora_config {
                                      {"auto_mapping", nullptr},
                                      {"base_model_name_or_path", nullptr},
                                      {"bias", "none"},
+                                     {"exclude_modules", nullptr},
                                      {"fan_in_fan_out", false},
                                      {"inference_mode", true},
                                      {"init_lora_weights", true},

@@ -177,15 +177,16 @@ class safetensors_file {
     [[nodiscard]] std::string prefix() const { return "safetensors: " + name_ + ": "; }
 
     void read_header() {
-        if (!detail::is_little_endian()) raise(prefix() + "expected a little-endian machine");
+        if (!detail::is_little_endian())
+            raise(prefix() + "data: expected a little-endian machine, got another");
         if (size_ < length_bytes)
-            raise(prefix() + "expected a header's length of 8 bytes, got a file of " +
+            raise(prefix() + "header: expected its length in 8 bytes, got a file of " +
                   std::to_string(size_));
         std::uint64_t length = 0;
         std::memcpy(&length, data_, length_bytes);
         const std::size_t longest = std::min(size_ - length_bytes, max_header);
         if (length > longest)
-            raise(prefix() + "expected a header of at most " + std::to_string(longest) +
+            raise(prefix() + "header: expected at most " + std::to_string(longest) +
                   " bytes, got " + std::to_string(length) + " (byte 0)");
         begin_ = length_bytes + static_cast<std::size_t>(length);
 
@@ -310,8 +311,9 @@ class safetensors_file {
             expected = entry->second.last;
         }
         if (expected != size_)
-            raise(prefix() + "expected a file of " + std::to_string(expected) + " bytes, got " +
-                  std::to_string(size_) + " (byte " + std::to_string(expected) + ")");
+            raise(prefix() + "data: expected a file of " + std::to_string(expected) +
+                  " bytes, got " + std::to_string(size_) + " (byte " + std::to_string(expected) +
+                  ")");
     }
 
     template <std::size_t Rank>
