@@ -2,8 +2,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -16,6 +14,7 @@
 #include <mhr/io/peft_poly.hpp>
 #include <mhr/routing/router.hpp>
 
+#include "support/file_bytes.hpp"
 #include "support/golden_case.hpp"
 #include "support/golden_layers.hpp"
 #include "support/golden_lora_checks.hpp"
@@ -67,11 +66,6 @@ void check_checkpoint_in(const golden_case& c, const std::string& suffix, double
     }
 }
 
-inline std::string bytes_of_file(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-}
-
 /// Read and written again, both files are the same, to the byte.
 template <class M>
 void check_round_trip(const std::filesystem::path& folder, const poly_checkpoint& adapter,
@@ -79,9 +73,9 @@ void check_round_trip(const std::filesystem::path& folder, const poly_checkpoint
     poly_checkpoint_writer writer(adapter.config());
     for (const auto& layer : adapter.layers())
         writer.add_layer(layer.name, adapter.inventory<M>(layer), adapter.logits<M>(layer));
-    result.require(writer.tensor_bytes() == bytes_of_file(folder / peft_tensors_file),
+    result.require(writer.tensor_bytes() == read_file(folder / peft_tensors_file),
                    "written again, the tensors are others");
-    const std::string config = bytes_of_file(folder / peft_config_file);
+    const std::string config = read_file(folder / peft_config_file);
     const std::string written = adapter.config().json().text();
     result.require(nlohmann::json::parse(written) == nlohmann::json::parse(config),
                    "written again, the configuration is another");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <iterator>
 #include <string>
@@ -57,6 +58,9 @@ struct json_position {
     std::size_t token = 0;  ///< where the token began
     bool inside_string = false;
     bool escaped = false;
+
+    /// Where what the parser has just told of begins: a string, a number's end, a bracket.
+    [[nodiscard]] std::size_t last() const { return token < offset ? token : offset - 1; }
 
     void pass(char c) {
         const bool ends =
@@ -143,7 +147,7 @@ class json_members {
             if (++members_ > limits_.members)
                 fail("at most " + std::to_string(limits_.members) + " members", "more");
             name_ = std::move(name);
-            name_offset_ = position_.token;
+            name_offset_ = position_.last();
             values_ = 0;
             return true;
         }
@@ -156,12 +160,14 @@ class json_members {
     }
 
     bool parse_error(std::size_t, const string_t&, const json::exception& problem) {
-        source_.fail("JSON", "well-formed JSON", printable(problem.what()), position_.offset);
+        std::string_view text = problem.what();
+        text.remove_prefix(std::min(text.find(']') + 2, text.size())); // its number
+        source_.fail("JSON", "well-formed JSON", printable(text), position_.offset);
     }
 
   private:
     [[noreturn]] void fail(const std::string& expected, const std::string& got) {
-        source_.fail("JSON", expected, got, position_.token);
+        source_.fail("JSON", expected, got, position_.last());
     }
 
     json* put(json&& value) {

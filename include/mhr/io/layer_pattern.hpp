@@ -275,8 +275,8 @@ class layer_pattern {
         std::size_t result = 0;
         const std::size_t first = at_;
         while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9')
-            result =
-                std::min(result * 10 + static_cast<std::size_t>(text_[at_++] - '0'), most_states);
+            result = std::min(result * 10 + static_cast<std::size_t>(text_[at_++] - '0'),
+                              most_states + 1);
         if (at_ == first) fail("no number in '{}'");
         return result;
     }
