@@ -90,8 +90,8 @@ inline bool fits(const json& value, key_kind kind) {
     case key_kind::text:
         return value.is_null() || value.is_string();
     case key_kind::count:
-        return value.is_number_unsigned() && value.get<std::uint64_t>() >= 1 &&
-               value.get<std::uint64_t>() <= std::uint64_t(1) << 31;
+        return value.is_number_integer() && value.get<std::int64_t>() >= 1 &&
+               value.get<std::int64_t>() <= std::int64_t(1) << 31;
     case key_kind::number:
         return is_number(value);
     case key_kind::names:

@@ -112,7 +112,7 @@ class lora_config {
                                      {"lora_dropout", 0.0},
                                      {"modules_to_save", nullptr},
                                      {"peft_type", "LORA"},
-                                     {"r", static_cast<std::uint64_t>(rank)},
+                                     {"r", rank},
                                      {"rank_pattern", nlohmann::ordered_json::object()},
                                      {"revision", nullptr},
                                      {"target_modules", std::move(target_modules)},

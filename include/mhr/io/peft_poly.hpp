@@ -58,12 +58,12 @@ class poly_config {
                                                          {"inference_mode", true},
                                                          {"init_weights", true},
                                                          {"modules_to_save", nullptr},
-                                                         {"n_skills", as_count(modules)},
-                                                         {"n_splits", as_count(heads)},
-                                                         {"n_tasks", as_count(tasks)},
+                                                         {"n_skills", modules},
+                                                         {"n_splits", heads},
+                                                         {"n_tasks", tasks},
                                                          {"peft_type", "POLY"},
                                                          {"poly_type", "poly"},
-                                                         {"r", as_count(rank)},
+                                                         {"r", rank},
                                                          {"revision", nullptr},
                                                          {"target_modules", target_modules},
                                                          {"task_type", nullptr}})) {}
@@ -89,9 +89,6 @@ class poly_config {
     }
 
   private:
-    // Negative numbers become too great ones, which the rules refuse.
-    static std::uint64_t as_count(index_t number) { return static_cast<std::uint64_t>(number); }
-
     peft_config config_;
 };
 
