@@ -13,3 +13,12 @@
 #define MHR_EXCEPTIONS 0
 #endif
 #endif
+
+/// 1 if io/mapped_file.hpp maps files into memory (POSIX), 0 if it reads them into memory.
+#ifndef MHR_MAP_FILES
+#if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
+#define MHR_MAP_FILES 1
+#else
+#define MHR_MAP_FILES 0
+#endif
+#endif

@@ -3,7 +3,7 @@
 #include "../../examples/cross_task/label_placement.hpp"
 #include "../../examples/cross_task/plots.hpp"
 #include "made_up_results.hpp"
-#include "temporary_folder.hpp"
+#include "support/temporary_folder.hpp"
 
 #include <doctest/doctest.h>
 

@@ -2,7 +2,7 @@
 #include "../../examples/cross_task/report.hpp"
 #include "../../examples/cross_task/table.hpp"
 #include "made_up_results.hpp"
-#include "temporary_folder.hpp"
+#include "support/temporary_folder.hpp"
 
 #include <doctest/doctest.h>
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
@@ -16,10 +17,11 @@
 #include <nlohmann/json.hpp>
 
 #include <mhr/core/tensor_view.hpp>
+#include <mhr/io/dtype.hpp>
+#include <mhr/io/safetensors.hpp>
 
 #include "support/comparison.hpp"
 #include "support/positions.hpp"
-#include "support/safetensors.hpp"
 #include "support/tensor.hpp"
 
 /// \file
@@ -36,10 +38,22 @@ class golden_file {
     [[nodiscard]] const auto& tensors() const { return file_.tensors(); }
     [[nodiscard]] bool contains(const std::string& name) const { return file_.contains(name); }
 
+    /// A copy of one tensor, which must have this rank, and `T` for its type (or be F32, where `T`
+    /// is double).
     template <class T, std::size_t Rank>
     [[nodiscard]] tensor<T, Rank> read(const std::string& name) const {
         read_.insert(name);
-        return file_.read<T, Rank>(name);
+        const safetensors_tensor& stored = file_.tensor(name);
+        if (dtype_of<T>() != stored.type &&
+            !(std::is_same_v<T, double> && stored.type == dtype::f32))
+            throw std::runtime_error(name + ": not of the type that it is read as");
+        if (stored.rank != Rank)
+            throw std::runtime_error(name + ": not of rank " + std::to_string(Rank));
+        std::array<index_t, Rank> extents;
+        std::copy_n(stored.extents.begin(), Rank, extents.begin());
+        tensor<T, Rank> result(extents);
+        file_.read(name, result.view());
+        return result;
     }
 
     /// As above, of the given extents: `read<T>("x", {rows, features})`.

@@ -1,0 +1,234 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include <mhr/core/error.hpp>
+#include <mhr/core/tensor_view.hpp>
+#include <mhr/io/json.hpp>
+#include <mhr/io/layer_pattern.hpp>
+#include <mhr/io/mapped_file.hpp>
+#include <mhr/io/printable.hpp>
+#include <mhr/io/safetensors_writer.hpp>
+
+/// \file
+/// The configuration of an adapter of PEFT (https://github.com/huggingface/peft),
+/// adapter_config.json. Every key is kept as it came, for the way back to Python; a key that is
+/// unknown, of another kind than PEFT's, or that changes what the adapter computes in a way that is
+/// not known here, is an error that names it: "peft: FILE: key 'r': expected ..., got ...".
+
+namespace mhr {
+
+/// The name of the file in an adapter's folder.
+inline constexpr const char* peft_config_file = "adapter_config.json";
+
+namespace detail {
+
+/// What a key may hold.
+enum class key_kind {
+    any,      ///< what does not matter for what the adapter computes
+    flag,     ///< true or false
+    text,     ///< a string or null
+    count,    ///< an integer from 1
+    number,   ///< a finite number
+    names,    ///< null, a string (a regular expression) or a list of strings (last parts of names)
+    patterns, ///< null, or an object of numbers, its names being patterns of layers
+    off       ///< null, false or nothing: a feature that is not known here
+};
+struct key_rule {
+    const char* key;
+    key_kind kind;
+};
+
+inline constexpr key_rule common_keys[] = {
+    {"auto_mapping", key_kind::any},      {"base_model_name_or_path", key_kind::text},
+    {"exclude_modules", key_kind::names}, {"inference_mode", key_kind::flag},
+    {"modules_to_save", key_kind::names}, {"peft_type", key_kind::text},
+    {"peft_version", key_kind::text},     {"revision", key_kind::text},
+    {"target_modules", key_kind::names},  {"task_type", key_kind::text}};
+
+inline const char* describe(key_kind kind) {
+    switch (kind) {
+    case key_kind::flag:
+        return "true or false";
+    case key_kind::text:
+        return "a string or null";
+    case key_kind::count:
+        return "an integer from 1";
+    case key_kind::number:
+        return "a finite number";
+    case key_kind::names:
+        return "null, a string or a list of strings";
+    case key_kind::patterns:
+        return "null or an object of numbers";
+    case key_kind::off:
+        return "null, false or nothing (what it switches on is not known here)";
+    case key_kind::any:
+        break;
+    }
+    return "anything";
+}
+
+inline bool is_number(const json& value) {
+    return value.is_number() && std::isfinite(value.get<double>());
+}
+
+inline bool fits(const json& value, key_kind kind) {
+    const auto all = [&](auto&& holds) { return std::all_of(value.begin(), value.end(), holds); };
+    switch (kind) {
+    case key_kind::flag:
+        return value.is_boolean();
+    case key_kind::text:
+        return value.is_null() || value.is_string();
+    case key_kind::count:
+        return value.is_number_integer() && value.get<std::int64_t>() >= 1 &&
+               value.get<std::int64_t>() <= std::int64_t(1) << 31;
+    case key_kind::number:
+        return is_number(value);
+    case key_kind::names:
+        return value.is_null() || value.is_string() ||
+               (value.is_array() && all([](const json& name) { return name.is_string(); }));
+    case key_kind::patterns:
+        return value.is_null() || (value.is_object() && all(is_number));
+    case key_kind::off:
+        return value.is_null() || value == false || (value.is_structured() && value.empty());
+    case key_kind::any:
+        break;
+    }
+    return true;
+}
+
+} // namespace detail
+
+/// The configuration of an adapter of any sort: JSON, and what all sorts have in common.
+class peft_config {
+  public:
+    static constexpr std::size_t max_bytes = std::size_t(1) << 20;
+
+    /// Parses the text of a configuration; `name` is for messages. Errors: no JSON object, a name
+    /// that comes twice, no peft_type.
+    peft_config(std::string name, std::string_view text) : name_(std::move(name)) {
+        const json_source source{"peft: " + name_, text};
+        for_each_json_member(source, {max_bytes, 8, 1024},
+                             [&](const std::string& key, detail::json&& value, std::size_t offset) {
+                                 if (fields_.contains(key))
+                                     source.fail(where(key), "a key that comes once", "another",
+                                                 offset);
+                                 fields_[key] = std::move(value);
+                             });
+        if (!has("peft_type") || !fields_["peft_type"].is_string())
+            fail("peft_type", "a string", "none");
+    }
+
+    /// A new one, of fields that are known to be good.
+    explicit peft_config(nlohmann::ordered_json fields)
+        : name_("new configuration"), fields_(std::move(fields)) {}
+
+    /// Reads the configuration in an adapter's folder. Errors: the file, and as above.
+    static peft_config read(const std::filesystem::path& folder) {
+        const std::filesystem::path path = folder / peft_config_file;
+        const mapped_file file(path);
+        return {printable(path.string()),
+                std::string_view(reinterpret_cast<const char*>(file.data()), file.size())};
+    }
+
+    [[nodiscard]] const std::string& name() const noexcept { return name_; }
+    [[nodiscard]] const nlohmann::ordered_json& fields() const noexcept { return fields_; }
+    void set(const std::string& key, nlohmann::ordered_json value) {
+        fields_[key] = std::move(value);
+    }
+
+    /// "POLY", "LORA", "IA3", ...
+    [[nodiscard]] const std::string& type() const {
+        return fields_["peft_type"].get_ref<const std::string&>();
+    }
+
+    /// The text, as Python writes it.
+    [[nodiscard]] std::string text() const { return fields_.dump(2, ' ', true); }
+
+    /// Writes it into an adapter's folder, in place of one that is there.
+    void write(const std::filesystem::path& folder) const {
+        const std::string written = text();
+        detail::replace_file("peft_config", folder / peft_config_file, [&](std::FILE* file) {
+            return detail::write_bytes(file, written.data(), written.size());
+        });
+    }
+
+    /// Errors: another type; a key that is not among the rules or the common ones; another kind of
+    /// value.
+    template <std::size_t Rules>
+    void require_keys(const char* expected_type, const detail::key_rule (&rules)[Rules]) const {
+        if (type() != expected_type)
+            fail("peft_type", detail::in_quotes(expected_type), detail::in_quotes(type()));
+        for (const auto& [key, value] : fields_.items()) {
+            const detail::key_rule* rule = find_rule(rules, key);
+            if (rule == nullptr) rule = find_rule(detail::common_keys, key);
+            if (rule == nullptr)
+                fail(key, std::string("a key of PEFT's ") + expected_type, "an unknown one");
+            if (!detail::fits(value, rule->kind))
+                fail(key, detail::describe(rule->kind), printable(value.dump(-1, ' ', true), 60));
+        }
+    }
+
+    // The values of keys that require_keys has seen; `missing` where there is none.
+
+    [[nodiscard]] bool has(const std::string& key) const {
+        return fields_.contains(key) && !fields_[key].is_null();
+    }
+    [[nodiscard]] index_t count(const std::string& key, index_t missing) const {
+        return has(key) ? fields_[key].get<index_t>() : missing;
+    }
+    [[nodiscard]] double number(const std::string& key, double missing) const {
+        return has(key) ? fields_[key].get<double>() : missing;
+    }
+    [[nodiscard]] bool flag(const std::string& key, bool missing) const {
+        return has(key) ? fields_[key].get<bool>() : missing;
+    }
+
+    /// True if a key holds a list with a name that `holds(name)`.
+    template <class Holds>
+    [[nodiscard]] bool lists(const std::string& key, detail::matching& budget,
+                             Holds&& holds) const {
+        if (!has(key) || !fields_[key].is_array()) return false;
+        for (const auto& name : fields_[key]) {
+            const auto& text = name.get_ref<const std::string&>();
+            budget.spend(1 + text.size() / 8);
+            if (holds(std::string_view(text))) return true;
+        }
+        return false;
+    }
+
+    [[nodiscard]] detail::matching matching_of(const std::string& key) const {
+        return {"peft: " + name_ + ": " + where(key)};
+    }
+
+    [[noreturn]] void fail(const std::string& key, const std::string& expected,
+                           const std::string& got) const {
+        raise("peft: " + name_ + ": " + where(key) + ": expected " + expected + ", got " + got);
+    }
+
+  private:
+    static std::string where(const std::string& key) { return "key " + detail::in_quotes(key); }
+
+    template <std::size_t Rules>
+    static const detail::key_rule* find_rule(const detail::key_rule (&rules)[Rules],
+                                             std::string_view key) {
+        const auto found = std::find_if(std::begin(rules), std::end(rules),
+                                        [&](const auto& rule) { return key == rule.key; });
+        return found == std::end(rules) ? nullptr : found;
+    }
+
+    std::string name_;
+    nlohmann::ordered_json fields_;
+};
+
+} // namespace mhr

@@ -1,0 +1,137 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <mhr/core/tensor_view.hpp>
+#include <mhr/io/dtype.hpp>
+#include <mhr/io/mapped_file.hpp>
+#include <mhr/io/peft_config.hpp>
+#include <mhr/io/peft_layers.hpp>
+#include <mhr/io/safetensors.hpp>
+
+/// \file
+/// Adapters of PEFT's type IA3, in. A layer M has one tensor, base_model.model.M.ia3_l: [features,
+/// 1] where the layer's outputs are scaled, [1, features] where its inputs are
+/// (feedforward_modules).
+
+namespace mhr {
+
+/// The configuration of an (IA)3 adapter (PEFT's IA3Config).
+class ia3_config {
+  public:
+    /// Takes one of a file. Errors: another type, unknown keys, values of another kind.
+    explicit ia3_config(peft_config config) : config_(std::move(config)) {
+        using detail::key_kind;
+        static constexpr detail::key_rule rules[] = {{"fan_in_fan_out", key_kind::flag},
+                                                     {"feedforward_modules", key_kind::names},
+                                                     {"init_ia3_weights", key_kind::flag}};
+        config_.require_keys("IA3", rules);
+        const auto& fields = config_.fields();
+        if (!config_.has("target_modules") || !fields["target_modules"].is_array()) return;
+        auto budget = config_.matching_of("feedforward_modules");
+        (void)config_.lists("feedforward_modules", budget, [&](std::string_view name) {
+            if (!config_.lists("target_modules", budget,
+                               [&](std::string_view target) { return target == name; }))
+                config_.fail("feedforward_modules", "names that 'target_modules' has, too",
+                             detail::in_quotes(name));
+            return false;
+        });
+    }
+
+    /// Every key.
+    [[nodiscard]] const peft_config& json() const noexcept { return config_; }
+
+  private:
+    peft_config config_;
+};
+
+/// An (IA)3 adapter, its tensors views into the file.
+class ia3_checkpoint {
+  public:
+    struct layer {
+        std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.k
+        index_t features;
+        bool scales_inputs; ///< or else outputs
+        dtype type;
+    };
+
+    /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
+    /// files; a tensor without fractions.
+    explicit ia3_checkpoint(const std::filesystem::path& folder,
+                            file_access access = file_access::map)
+        : ia3_checkpoint(ia3_config(peft_config::read(folder)),
+                         safetensors_file(folder / peft_tensors_file, access)) {}
+
+    /// Takes the two from anywhere. The same errors.
+    ia3_checkpoint(ia3_config config, safetensors_file tensors)
+        : config_(std::move(config)), tensors_(std::move(tensors)) {
+        using namespace detail;
+        const peft_config& json = config_.json();
+        auto budget = json.matching_of("feedforward_modules");
+        saved_ = for_each_adapted_layer(
+            json, tensors_, parts,
+            [&](std::string_view name, const std::array<const safetensors_tensor*, 1>& stored) {
+                const safetensors_tensor& scales = *stored[0];
+                bool inputs = scales.rank == 2 && scales.extents[0] == 1;
+                const bool listed = json.lists("feedforward_modules", budget, [&](auto part) {
+                    return ends_with(name, part); // PEFT asks for no '.' before it here
+                });
+                // A single feature fits both.
+                if (inputs && scales.extents[1] == 1) inputs = listed;
+                if (!json.has("feedforward_modules") ||
+                    json.fields()["feedforward_modules"].is_array())
+                    if (inputs != listed)
+                        json.fail("feedforward_modules",
+                                  "names of the layers whose tensors are [1, features]",
+                                  std::string(listed ? "the name of " : "none of ") +
+                                      in_quotes(name) + " with " + extents_text(scales));
+                require_adapter_tensor<2>(tensors_, peft_key(name, parts[0]), scales,
+                                          inputs ? std::array<index_t, 2>{1, any_extent}
+                                                 : std::array<index_t, 2>{any_extent, 1},
+                                          "as 'feedforward_modules' of the configuration says");
+                layers_.push_back({name, scales.extents[inputs ? 1 : 0], inputs, scales.type});
+            });
+    }
+
+    [[nodiscard]] const ia3_config& config() const noexcept { return config_; }
+    [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
+
+    /// In the order of their names, which are valid as long as this is.
+    [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
+
+    /// Names of the tensors of modules_to_save, which are no part of a layer.
+    [[nodiscard]] const std::vector<std::string>& saved() const noexcept { return saved_; }
+
+    /// The scales [features] of a layer where they are in the file. Errors: another type than they
+    /// are stored as (safetensors_file::view).
+    template <class T>
+    [[nodiscard]] tensor_view<const T, 1> scales(const layer& of) const {
+        return tensors_.view<T, 2>(detail::peft_key(of.name, parts[0]))
+            .slice(of.scales_inputs ? 0 : 1, 0);
+    }
+
+    /// A copy of them in any type with fractions, rounded to it once. Errors: a shape; overlapping
+    /// elements.
+    template <class T>
+    void read(const layer& of, tensor_view<T, 1> to) const {
+        const auto& stored = tensors_.tensor(detail::peft_key(of.name, parts[0]));
+        tensors_.read(detail::peft_key(of.name, parts[0]), to,
+                      std::array<index_t, 2>{stored.extents[0], stored.extents[1]});
+    }
+
+  private:
+    static constexpr std::array<std::string_view, 1> parts{".ia3_l"};
+
+    ia3_config config_;
+    safetensors_file tensors_;
+    std::vector<layer> layers_;
+    std::vector<std::string> saved_;
+};
+
+} // namespace mhr

@@ -1,0 +1,299 @@
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <mhr/adapters/lora.hpp>
+#include <mhr/core/checks.hpp>
+#include <mhr/core/tensor_view.hpp>
+#include <mhr/io/dtype.hpp>
+#include <mhr/io/layer_pattern.hpp>
+#include <mhr/io/mapped_file.hpp>
+#include <mhr/io/peft_config.hpp>
+#include <mhr/io/peft_layers.hpp>
+#include <mhr/io/safetensors.hpp>
+#include <mhr/io/safetensors_writer.hpp>
+
+/// \file
+/// Plain adapters of PEFT's type LORA, in and out. A layer M has two tensors:
+///     base_model.model.M.lora_A.weight [rank, in_features]     our a, transposed
+///     base_model.model.M.lora_B.weight [out_features, rank]    our b, transposed
+/// Variants that compute something else (DoRA, aLoRA, biases, convolutions, ...) are errors.
+
+namespace mhr {
+
+/// The configuration of a plain adapter (PEFT's LoraConfig).
+class lora_config {
+  public:
+    /// Takes one of a file. Errors: another type, unknown keys, values of another kind, variants
+    /// that are not known here, initialisations that change the base weights as well (pissa,
+    /// olora, corda, loftq, ...).
+    explicit lora_config(peft_config config) : config_(std::move(config)) {
+        using detail::key_kind;
+        static constexpr detail::key_rule rules[] = {{"alora_invocation_tokens", key_kind::off},
+                                                     {"alpha_pattern", key_kind::patterns},
+                                                     {"arrow_config", key_kind::off},
+                                                     {"bias", key_kind::text},
+                                                     {"corda_config", key_kind::any},
+                                                     {"ensure_weight_tying", key_kind::flag},
+                                                     {"eva_config", key_kind::any},
+                                                     {"fan_in_fan_out", key_kind::flag},
+                                                     {"init_lora_weights", key_kind::any},
+                                                     {"kasa_config", key_kind::off},
+                                                     {"layer_replication", key_kind::off},
+                                                     {"layers_pattern", key_kind::names},
+                                                     {"layers_to_transform", key_kind::any},
+                                                     {"loftq_config", key_kind::any},
+                                                     {"lora_alpha", key_kind::number},
+                                                     {"lora_bias", key_kind::off},
+                                                     {"lora_dropout", key_kind::number},
+                                                     {"lora_ga_config", key_kind::any},
+                                                     {"megatron_config", key_kind::off},
+                                                     {"megatron_core", key_kind::any},
+                                                     {"monteclora_config", key_kind::off},
+                                                     {"qalora_group_size", key_kind::any},
+                                                     {"r", key_kind::count},
+                                                     {"rank_pattern", key_kind::patterns},
+                                                     {"runtime_config", key_kind::any},
+                                                     {"target_parameters", key_kind::off},
+                                                     {"trainable_token_indices", key_kind::off},
+                                                     {"use_bdlora", key_kind::off},
+                                                     {"use_dora", key_kind::off},
+                                                     {"use_qalora", key_kind::off},
+                                                     {"use_rslora", key_kind::flag},
+                                                     {"velora_config", key_kind::any}};
+        config_.require_keys("LORA", rules);
+        const auto& fields = config_.fields();
+        if (config_.has("bias") && fields["bias"] != "none")
+            config_.fail("bias", "'none'", text_of(fields["bias"]));
+        if (config_.has("init_lora_weights")) {
+            const auto& start = fields["init_lora_weights"];
+            if (!start.is_boolean() && start != "gaussian" && start != "eva" &&
+                start != "orthogonal")
+                config_.fail("init_lora_weights",
+                             "true, false, 'gaussian', 'eva' or 'orthogonal' (others change the "
+                             "base weights)",
+                             text_of(start));
+        }
+        if (config_.has("rank_pattern"))
+            for (const auto& rank : fields["rank_pattern"])
+                if (!detail::fits(rank, key_kind::count))
+                    config_.fail("rank_pattern", detail::describe(key_kind::count), text_of(rank));
+        const bool regular = config_.has("target_modules") && fields["target_modules"].is_string();
+        for (const char* key : {"layers_to_transform", "layers_pattern"})
+            if (regular && config_.has(key))
+                config_.fail(key, "null beside a regular expression in 'target_modules'",
+                             text_of(fields[key]));
+    }
+
+    /// A new one, with PEFT's other defaults; the scale is alpha / rank.
+    lora_config(index_t rank, double alpha, nlohmann::ordered_json target_modules)
+        : lora_config(peft_config(
+              nlohmann::ordered_json{{"alpha_pattern", nlohmann::ordered_json::object()},
+                                     {"auto_mapping", nullptr},
+                                     {"base_model_name_or_path", nullptr},
+                                     {"bias", "none"},
+                                     {"exclude_modules", nullptr},
+                                     {"fan_in_fan_out", false},
+                                     {"inference_mode", true},
+                                     {"init_lora_weights", true},
+                                     {"layers_pattern", nullptr},
+                                     {"layers_to_transform", nullptr},
+                                     {"lora_alpha", as_number(alpha)},
+                                     {"lora_dropout", 0.0},
+                                     {"modules_to_save", nullptr},
+                                     {"peft_type", "LORA"},
+                                     {"r", rank},
+                                     {"rank_pattern", nlohmann::ordered_json::object()},
+                                     {"revision", nullptr},
+                                     {"target_modules", std::move(target_modules)},
+                                     {"task_type", nullptr},
+                                     {"use_rslora", false}})) {}
+
+    /// The rank and the scale of layers, by rank_pattern and alpha_pattern (the first pattern that
+    /// finds the layer, see layer_pattern.hpp), else by r and lora_alpha: alpha / rank, or with
+    /// use_rslora alpha / sqrt(rank).
+    class layer_values {
+      public:
+        explicit layer_values(const lora_config& config)
+            : config_(config.config_), ranks_(config_.matching_of("rank_pattern")),
+              alphas_(config_.matching_of("alpha_pattern")) {}
+
+        [[nodiscard]] index_t rank(std::string_view layer) {
+            const auto* found = find("rank_pattern", layer, ranks_);
+            return found == nullptr ? config_.count("r", 8) : found->template get<index_t>();
+        }
+        [[nodiscard]] double scale(std::string_view layer) {
+            const auto* found = find("alpha_pattern", layer, alphas_);
+            const double alpha =
+                found == nullptr ? config_.number("lora_alpha", 8) : found->template get<double>();
+            const auto of_rank = static_cast<double>(rank(layer));
+            return alpha / (config_.flag("use_rslora", false) ? std::sqrt(of_rank) : of_rank);
+        }
+
+      private:
+        const nlohmann::ordered_json* find(const char* key, std::string_view layer,
+                                           detail::matching& budget) const {
+            if (!config_.has(key)) return nullptr;
+            for (const auto& [pattern, value] : config_.fields()[key].items())
+                if (detail::matches_layer(pattern, layer, budget)) return &value;
+            return nullptr;
+        }
+
+        const peft_config& config_;
+        detail::matching ranks_, alphas_;
+    };
+
+    /// Every key.
+    [[nodiscard]] const peft_config& json() const noexcept { return config_; }
+
+    /// Sets a key, such as "task_type". Errors: as in a file; it then stays as it was.
+    void set(const std::string& key, nlohmann::ordered_json value) {
+        peft_config changed = config_;
+        changed.set(key, std::move(value));
+        *this = lora_config(std::move(changed));
+    }
+
+  private:
+    static std::string text_of(const nlohmann::ordered_json& value) {
+        return printable(value.dump(-1, ' ', true), 60);
+    }
+    /// PEFT declares lora_alpha as an integer.
+    static nlohmann::ordered_json as_number(double number) {
+        if (number == std::floor(number) && std::abs(number) < 1e9)
+            return static_cast<std::int64_t>(number);
+        return number;
+    }
+
+    peft_config config_;
+};
+
+/// A plain adapter, its tensors views into the file.
+class lora_checkpoint {
+  public:
+    struct layer {
+        std::string_view name; ///< such as model.layers.0.self_attn.q_proj
+        index_t in_features;
+        index_t out_features;
+        index_t rank;
+        double scale; ///< what x a b is multiplied by
+        dtype type;   ///< of both matrices
+    };
+
+    /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
+    /// files; a tensor without fractions.
+    explicit lora_checkpoint(const std::filesystem::path& folder,
+                             file_access access = file_access::map)
+        : lora_checkpoint(lora_config(peft_config::read(folder)),
+                          safetensors_file(folder / peft_tensors_file, access)) {}
+
+    /// Takes the two from anywhere. The same errors.
+    lora_checkpoint(lora_config config, safetensors_file tensors)
+        : config_(std::move(config)), tensors_(std::move(tensors)) {
+        using namespace detail;
+        lora_config::layer_values values(config_);
+        saved_ = for_each_adapted_layer(
+            config_.json(), tensors_, parts,
+            [&](std::string_view name, const std::array<const safetensors_tensor*, 2>& stored) {
+                const auto& [a, b] = stored;
+                const index_t rank = values.rank(name);
+                constexpr const char* meaning = "as r and rank_pattern of the configuration say";
+                require_adapter_tensor<2>(tensors_, peft_key(name, part_a), *a, {rank, any_extent},
+                                          meaning);
+                require_adapter_tensor<2>(tensors_, peft_key(name, part_b), *b, {any_extent, rank},
+                                          meaning);
+                if (a->type != b->type)
+                    tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
+                                  b->first);
+                layers_.push_back(
+                    {name, a->extents[1], b->extents[0], rank, values.scale(name), a->type});
+            });
+    }
+
+    [[nodiscard]] const lora_config& config() const noexcept { return config_; }
+    [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
+
+    /// In the order of their names, which are valid as long as this is.
+    [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
+
+    /// Names of the tensors of modules_to_save, which are no part of a layer.
+    [[nodiscard]] const std::vector<std::string>& saved() const noexcept { return saved_; }
+
+    /// The matrices of a layer where they are in the file. Errors: another type than they are
+    /// stored as (safetensors_file::view).
+    template <class T>
+    [[nodiscard]] lora<const T> adapter(const layer& of) const {
+        return {tensors_.view<T, 2>(detail::peft_key(of.name, part_a)).transpose(0, 1),
+                tensors_.view<T, 2>(detail::peft_key(of.name, part_b)).transpose(0, 1)};
+    }
+
+    /// Copies of them in any type with fractions, of any strides, rounded to it once. Errors: a
+    /// shape; overlapping elements.
+    template <class T>
+    void read(const layer& of, lora<T> to) const {
+        tensors_.read(detail::peft_key(of.name, part_a), to.a.transpose(0, 1));
+        tensors_.read(detail::peft_key(of.name, part_b), to.b.transpose(0, 1));
+    }
+
+  private:
+    friend class lora_checkpoint_writer;
+    static constexpr std::string_view part_a = ".lora_A.weight";
+    static constexpr std::string_view part_b = ".lora_B.weight";
+    static constexpr std::array<std::string_view, 2> parts{part_a, part_b};
+
+    lora_config config_;
+    safetensors_file tensors_;
+    std::vector<layer> layers_;
+    std::vector<std::string> saved_;
+};
+
+/// Collects the layers of a plain adapter and writes the folder that PEFT and other engines read.
+/// What it is given are views: their memory must stay till it is written.
+class lora_checkpoint_writer {
+  public:
+    explicit lora_checkpoint_writer(lora_config config) : config_(std::move(config)) {
+        tensors_.set_metadata("format", "pt"); // as PEFT does
+    }
+
+    /// Adds a layer, of any strides and any of the types of tensors with fractions. Errors: a
+    /// shape; another rank than the configuration's; a layer that target_modules does not name, or
+    /// that was added.
+    template <class T>
+    void add_layer(std::string_view name, const lora<T>& adapter) {
+        constexpr const char* function = "lora_checkpoint_writer::add_layer";
+        const index_t rank = lora_config::layer_values(config_).rank(name);
+        require_input(function, "adapter.a", adapter.a, {any_extent, rank});
+        require_input(function, "adapter.b", adapter.b, {rank, any_extent});
+        detail::layer_rules(config_.json()).require_adapted(name);
+        tensors_.add(detail::peft_key(name, lora_checkpoint::part_a), adapter.a.transpose(0, 1));
+        tensors_.add(detail::peft_key(name, lora_checkpoint::part_b), adapter.b.transpose(0, 1));
+    }
+
+    /// Adds a tensor of modules_to_save as it is in the file that it came from.
+    void add_saved(const safetensors_file& file, const std::string& name) {
+        tensors_.add(file, name);
+    }
+
+    /// Writes both files, in place of those that are there. Errors: they cannot be written.
+    void write(const std::filesystem::path& folder) const {
+        detail::write_adapter(folder, config_.json(), tensors_);
+    }
+
+    /// The bytes of the file of tensors; the other one is config.json().text().
+    [[nodiscard]] std::string tensor_bytes() const { return tensors_.bytes(); }
+
+  private:
+    lora_config config_;
+    safetensors_writer tensors_;
+};
+
+} // namespace mhr

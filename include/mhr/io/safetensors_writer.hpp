@@ -1,0 +1,261 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <mhr/core/checks.hpp>
+#include <mhr/core/tensor_view.hpp>
+#include <mhr/io/dtype.hpp>
+#include <mhr/io/json.hpp>
+#include <mhr/io/printable.hpp>
+#include <mhr/io/safetensors.hpp>
+
+/// \file
+/// Writing safetensors files, to the byte as the format's own serialiser does: the tensors sorted
+/// by type, then by name; the header padded with spaces to a multiple of 8 bytes. (That serialiser
+/// writes several pieces of metadata in any order; here they are sorted.)
+
+namespace mhr {
+
+namespace detail {
+
+/// Calls `use(FILE*)` with a new file beside `path`, which then takes its place: whoever reads that
+/// path sees the old file or the new one, whole, and views into the old one stay valid.
+template <class Use>
+void replace_file(const char* function, const std::filesystem::path& path, Use&& use) {
+    std::filesystem::path beside = path;
+    beside += "." + std::to_string(std::random_device{}()) + ".tmp";
+    const auto fail = [&](const std::string& got) {
+        std::error_code ignored;
+        std::filesystem::remove(beside, ignored);
+        raise(std::string(function) + ": " + printable(path.string()) +
+              ": expected a file that can be written, got " + got);
+    };
+    std::FILE* const file = std::fopen(beside.string().c_str(), "wbx"); // x: not one that is there
+    if (file == nullptr) return fail("none in that folder");
+    const bool written = use(file);
+    if (std::fclose(file) != 0 || !written) fail("no room, or another error of the device");
+    std::error_code problem;
+    std::filesystem::rename(beside, path, problem);
+    if (problem) fail(problem.message());
+}
+
+inline bool write_bytes(std::FILE* file, const void* bytes, std::size_t size) noexcept {
+    return size == 0 || std::fwrite(bytes, 1, size, file) == size;
+}
+
+} // namespace detail
+
+/// Collects views, and writes what they show then: their memory must stay till it is written.
+class safetensors_writer {
+  public:
+    /// A piece of metadata; PEFT writes "format": "pt". Errors: text that is not UTF-8.
+    void set_metadata(std::string key, std::string value) {
+        require_text("metadata", key);
+        require_text("metadata", value);
+        metadata_.insert_or_assign(std::move(key), std::move(value));
+    }
+
+    /// Adds a tensor, of any strides. Errors: a name that is there or not UTF-8, an element type
+    /// that the format does not have, a rank above 8, what require_input refuses.
+    template <class T, std::size_t Rank>
+    void add(std::string name, const tensor_view<T, Rank>& view) {
+        add(std::move(name), view, view.extents());
+    }
+
+    /// The same, as a tensor of other extents: that of the same elements in row-major order.
+    template <class T, std::size_t Rank, std::size_t FileRank>
+    void add(std::string name, const tensor_view<T, Rank>& view,
+             const std::array<index_t, FileRank>& extents) {
+        static_assert(std::max(Rank, FileRank) <= safetensors_tensor::max_rank,
+                      "mhr: a rank above that of files");
+        std::array<index_t, Rank> any;
+        any.fill(any_extent);
+        require_input("safetensors_writer", printable(name).c_str(), view, any);
+        const auto type = dtype_of<T>();
+        if (!type) fail(name, "a type that the format has", "another");
+        entry added{*type, FileRank, {}, Rank, {}, {}, as_bytes(view.data())};
+        std::copy(extents.begin(), extents.end(), added.shape.begin());
+        for (std::size_t axis = 0; axis < Rank; ++axis) {
+            added.extents[axis] = view.extent(axis);
+            added.strides[axis] = view.stride(axis) * static_cast<index_t>(sizeof(T));
+        }
+        index_t elements = 1;
+        for (index_t extent : extents)
+            elements = detail::saturating_product(elements, extent);
+        if (elements != view.size())
+            fail(name, "extents of " + std::to_string(view.size()) + " elements",
+                 detail::to_text(extents));
+        insert(std::move(name), added);
+    }
+
+    /// Adds a tensor of a file as it is, of whatever type. The file must stay open.
+    void add(const safetensors_file& file, const std::string& name) {
+        const safetensors_tensor& stored = file.tensor(name);
+        entry added{stored.type,    stored.rank, stored.extents,   stored.rank,
+                    stored.extents, {},          file.data(stored)};
+        auto stride = static_cast<index_t>(dtype_size(stored.type));
+        for (std::size_t axis = stored.rank; axis-- > 0;) {
+            added.strides[axis] = stride;
+            stride *= std::max(stored.extents[axis], index_t(1));
+        }
+        insert(name, added);
+    }
+
+    /// Writes the file, in place of one that is there. Errors: it cannot be written; the old file
+    /// is then left as it was.
+    void write(const std::filesystem::path& path) const {
+        const std::string begin = header();
+        detail::replace_file("safetensors_writer", path, [&](std::FILE* file) {
+            bool good = detail::write_bytes(file, begin.data(), begin.size());
+            for_each_run([&](const void* bytes, std::size_t size) {
+                good = good && detail::write_bytes(file, bytes, size);
+            });
+            return good;
+        });
+    }
+
+    /// The bytes of the file.
+    [[nodiscard]] std::string bytes() const {
+        std::string result = header();
+        for_each_run([&](const void* bytes, std::size_t size) {
+            result.append(static_cast<const char*>(bytes), size);
+        });
+        return result;
+    }
+
+  private:
+    using numbers = std::array<index_t, safetensors_tensor::max_rank>;
+    struct entry {
+        dtype type;
+        std::size_t file_rank;
+        numbers shape; ///< in the file
+        std::size_t rank;
+        numbers extents; ///< in memory
+        numbers strides; ///< in bytes
+        const std::byte* data;
+
+        [[nodiscard]] std::size_t bytes() const {
+            std::size_t product = dtype_size(type);
+            for (std::size_t axis = 0; axis < rank; ++axis)
+                product *= static_cast<std::size_t>(extents[axis]);
+            return product;
+        }
+    };
+
+    /// As the format's serialiser sorts: wide types first, so that all are aligned.
+    struct order {
+        bool operator()(const std::pair<dtype, std::string>& a,
+                        const std::pair<dtype, std::string>& b) const {
+            return a.first != b.first ? a.first > b.first : a.second < b.second;
+        }
+    };
+
+    static const std::byte* as_bytes(const void* memory) {
+        return static_cast<const std::byte*>(memory);
+    }
+
+    [[noreturn]] static void fail(const std::string& name, const std::string& expected,
+                                  const std::string& got) {
+        raise("safetensors_writer: " + printable(name) + ": expected " + expected + ", got " + got);
+    }
+
+    static std::string json_text(const std::string& text) {
+        return detail::json(text).dump(-1, ' ', false, detail::json::error_handler_t::ignore);
+    }
+    /// What is not UTF-8 is left out of JSON, and then missed.
+    static void require_text(const std::string& name, const std::string& text) {
+        if (detail::json::parse(json_text(text)) != text) fail(name, "UTF-8", "another text");
+    }
+
+    void insert(std::string name, const entry& added) {
+        require_text(name, name);
+        if (name == "__metadata__") fail(name, "another name", "this one");
+        if (!names_.emplace(name, added.type).second) fail(name, "a name that comes once", "two");
+        tensors_.emplace(std::pair(added.type, std::move(name)), added);
+    }
+
+    [[nodiscard]] std::string header() const {
+        std::string text = "{";
+        if (!metadata_.empty()) {
+            text += R"("__metadata__":{)";
+            for (const auto& [key, value] : metadata_)
+                text += json_text(key) + ":" + json_text(value) + ",";
+            text.back() = '}';
+            text += ",";
+        }
+        std::size_t offset = 0;
+        for (const auto& [key, tensor] : tensors_) {
+            text += json_text(key.second) + R"(:{"dtype":")" + dtype_name(tensor.type) +
+                    R"(","shape":[)";
+            for (std::size_t axis = 0; axis < tensor.file_rank; ++axis)
+                text += (axis == 0 ? "" : ",") + std::to_string(tensor.shape[axis]);
+            text += R"(],"data_offsets":[)" + std::to_string(offset) + ",";
+            offset += tensor.bytes();
+            text += std::to_string(offset) + "]},";
+        }
+        if (text.size() > 1) text.pop_back(); // the comma
+        text += "}";
+        text.append((8 - text.size() % 8) % 8, ' ');
+        if (text.size() > safetensors_file::max_header)
+            fail("header", "at most " + std::to_string(safetensors_file::max_header) + " bytes",
+                 std::to_string(text.size()));
+        const std::uint64_t length = text.size();
+        std::string result(sizeof length, '\0');
+        std::memcpy(&result[0], &length, sizeof length);
+        return result + text;
+    }
+
+    template <class Use>
+    void for_each_run(Use&& use) const {
+        for (const auto& [key, tensor] : tensors_)
+            if (tensor.bytes() != 0) for_each_run(tensor, 0, tensor.data, use);
+    }
+
+    /// Calls `use(bytes, size)` for the elements from an axis on, in row-major order.
+    template <class Use>
+    static void for_each_run(const entry& tensor, std::size_t axis, const std::byte* from,
+                             Use&& use) {
+        const std::size_t element = dtype_size(tensor.type);
+        auto dense = static_cast<index_t>(element);
+        bool is_dense = true;
+        for (std::size_t i = tensor.rank; i-- > axis;) {
+            is_dense = is_dense && (tensor.extents[i] == 1 || tensor.strides[i] == dense);
+            dense *= tensor.extents[i];
+        }
+        if (is_dense) return use(from, static_cast<std::size_t>(dense));
+        if (axis + 1 < tensor.rank) {
+            for (index_t i = 0; i < tensor.extents[axis]; ++i)
+                for_each_run(tensor, axis + 1, from + i * tensor.strides[axis], use);
+            return;
+        }
+        std::array<std::byte, 2048> run;
+        std::size_t filled = 0;
+        for (index_t i = 0; i < tensor.extents[axis]; ++i) {
+            std::memcpy(run.data() + filled, from + i * tensor.strides[axis], element);
+            filled += element;
+            if (filled == run.size()) use(run.data(), std::exchange(filled, 0));
+        }
+        if (filled != 0) use(run.data(), filled);
+    }
+
+    std::map<std::string, std::string> metadata_;
+    std::map<std::string, dtype> names_;
+    std::map<std::pair<dtype, std::string>, entry, order> tensors_;
+};
+
+} // namespace mhr

@@ -1,0 +1,275 @@
+#include "mhr_inspect/export.hpp"
+#include "mhr_inspect/listing.hpp"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <Eigen/Core>
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+
+#include <mhr/adapters/lora.hpp>
+#include <mhr/adapters/routed_lora.hpp>
+#include <mhr/analysis/routing_statistics.hpp>
+#include <mhr/io/peft.hpp>
+#include <mhr/routing/fixed_routers.hpp>
+#include <mhr/routing/router.hpp>
+
+#include "support/comparison.hpp"
+#include "support/error_check.hpp"
+#include "support/file_bytes.hpp"
+#include "support/poly_files.hpp"
+#include "support/random_tensor.hpp"
+#include "support/scalar_types.hpp"
+#include "support/temporary_folder.hpp"
+#include "support/tensor.hpp"
+
+using namespace mhr;
+using namespace mhr::test;
+
+namespace {
+
+const serial_executor serial;
+
+std::filesystem::path golden_adapter(const char* type) {
+    return std::filesystem::path(MHR_GOLDEN_DEFAULT_DIR) / "peft_checkpoint" / type;
+}
+
+std::string listing_of(const std::filesystem::path& folder, bool as_json) {
+    std::ostringstream out;
+    list_adapter(folder, as_json, out);
+    return out.str();
+}
+
+/// Rows of one layer through the routed adapter (without a task: with uniform weights).
+template <class T>
+tensor<T, 2> routed(const poly_checkpoint& adapter, const poly_checkpoint::layer& layer,
+                    std::optional<std::int64_t> task, const tensor<T, 2>& x) {
+    const auto& shape = layer.shape;
+    tensor<T, 4> a({shape.heads, shape.modules, shape.in_features / shape.heads, shape.rank});
+    tensor<T, 4> b({shape.heads, shape.modules, shape.rank, shape.out_features / shape.heads});
+    tensor<T, 3> logits({adapter.config().tasks(), shape.heads, shape.modules});
+    adapter.read_inventory(layer, lora_inventory<T>{a.view(), b.view()});
+    adapter.read_logits(layer, logits.view());
+    batch_plan plan;
+    plan.assign_single_task(x.extents()[0]);
+    tensor<T, 3> weights({1, shape.heads, shape.modules});
+    const std::int64_t ids[] = {task.value_or(0)};
+    if (task)
+        router_forward(serial, logits.view(), tensor_view<const std::int64_t, 1>(ids, {1}),
+                       routing_rule{sigmoid_gate{}}, weights.view());
+    else
+        average_router_forward(serial, weights.view());
+    tensor<T, 2> y({x.extents()[0], shape.out_features});
+    std::vector<std::byte> memory(routed_lora_state_size<T>(plan, shape));
+    workspace all(memory.data(), memory.size());
+    routed_lora_forward(serial, plan, x.view(), lora_inventory<T>{a.view(), b.view()},
+                        weights.view(), adapter.config().scale(), y.view(),
+                        take_routed_lora_state<T>(all, plan, shape));
+    return y;
+}
+
+/// The same rows through a plain adapter, in its file's own order of elements.
+template <class T>
+tensor<T, 2> plain(const lora_checkpoint& adapter, const lora_checkpoint::layer& layer,
+                   const tensor<T, 2>& x) {
+    batch_plan plan;
+    plan.assign_single_task(x.extents()[0]);
+    tensor<T, 2> y({x.extents()[0], layer.out_features}), hidden({x.extents()[0], layer.rank});
+    lora_forward(serial, plan, x.view(), as_batch(adapter.adapter<T>(layer)), layer.scale, y.view(),
+                 hidden.view());
+    return y;
+}
+
+/// Both are the same function, to the last bit: an exported adapter is stored in the type of sums.
+template <class T>
+void check_export(const std::filesystem::path& folder, std::optional<std::int64_t> task) {
+    const temporary_folder to;
+    export_lora(folder, task, to.path() / "plain");
+    const poly_checkpoint before(folder);
+    const lora_checkpoint after(to.path() / "plain");
+    REQUIRE(after.layers().size() == before.layers().size());
+    for (std::size_t i = 0; i < after.layers().size(); ++i) {
+        const auto& layer = after.layers()[i];
+        CHECK(layer.name == before.layers()[i].name);
+        CHECK(layer.type == dtype_of<T>());
+        CHECK(layer.scale == before.config().scale());
+        tensor<T, 2> x({9, layer.in_features});
+        random_source(i).fill(x.view());
+        CHECK(compare_bitwise(plain(after, layer, x).const_view(),
+                              routed(before, before.layers()[i], task, x).const_view()));
+    }
+}
+
+} // namespace
+
+TEST_CASE("mhr_inspect: the listing of a Poly adapter, as JSON") {
+    for (const char* type : {"f32", "f16", "bf16"}) {
+        const auto listing = nlohmann::json::parse(listing_of(golden_adapter(type), true));
+        const poly_checkpoint adapter(golden_adapter(type));
+        CHECK(listing["adapter"] == "POLY");
+        CHECK(listing["base_model"] == "toy-t5");
+        CHECK(listing["tasks"] == 5);
+        CHECK(listing["heads"] == 4);
+        CHECK(listing["modules"] == 3);
+        CHECK(listing["rank"] == 2);
+        CHECK(listing["scale"] == 0.5);
+        REQUIRE(listing["layers"].size() == adapter.layers().size());
+        double sum = 0;
+        for (std::size_t i = 0; i < adapter.layers().size(); ++i) {
+            const auto& row = listing["layers"][i];
+            const auto& layer = adapter.layers()[i];
+            CHECK(row["name"] == std::string(layer.name));
+            CHECK(row["in_features"] == layer.shape.in_features);
+            CHECK(row["out_features"] == layer.shape.out_features);
+            CHECK(row["type"] == dtype_name(layer.modules_type));
+            CHECK(row["logits_type"] == dtype_name(layer.logits_type));
+            tensor<double, 3> logits({5, 4, 3});
+            adapter.read_logits(layer, logits.view());
+            const auto statistics = routing_statistics_of(logits.view());
+            CHECK(row["active_share"] == statistics.active_share);
+            CHECK(row["discreteness"] == statistics.discreteness);
+            CHECK(row["efficiency"] == statistics.efficiency);
+            double mixed = 0;
+            for (index_t t = 0; t < 5; ++t)
+                for (index_t h = 0; h < 4; ++h) {
+                    double total = 0, entropy = 0;
+                    for (index_t m = 0; m < 3; ++m)
+                        total += 1 / (1 + std::exp(-logits(t, h, m)));
+                    for (index_t m = 0; m < 3; ++m) {
+                        const double share = 1 / (1 + std::exp(-logits(t, h, m))) / total;
+                        entropy -= share * std::log2(share);
+                    }
+                    mixed += std::exp2(entropy) / 20;
+                }
+            CHECK(row["mixed_modules"].get<double>() == doctest::Approx(mixed).epsilon(1e-5));
+            sum += row["mixed_modules"].get<double>();
+        }
+        CHECK(listing["mean"]["mixed_modules"].get<double>() ==
+              doctest::Approx(sum / static_cast<double>(adapter.layers().size())));
+        CHECK(listing["mean"].size() == 4);
+    }
+}
+
+TEST_CASE("mhr_inspect: the listing as text has a line for each layer, and no other lines") {
+    const std::string text = listing_of(golden_adapter("bf16"), false);
+    const poly_checkpoint adapter(golden_adapter("bf16"));
+    for (const auto& layer : adapter.layers())
+        CHECK(text.find("\n" + std::string(layer.name) + " ") != std::string::npos);
+    CHECK(text.find("adapter: POLY\n") == 0);
+    CHECK(text.find("discreteness") != std::string::npos);
+    CHECK(text.find(" \n") == std::string::npos);
+
+    // Names that would break lines, or move the cursor.
+    poly_files<float> files;
+    files.layers = {"evil\nname\x1b[2J.q"};
+    const temporary_folder folder;
+    files.writer().write(folder.path());
+    const std::string evil = listing_of(folder.path(), false);
+    CHECK(evil.find("\nevil\\x0aname\\x1b[2J.q ") != std::string::npos);
+    CHECK(nlohmann::json::parse(listing_of(folder.path(), true))["layers"][0]["name"] ==
+          files.layers[0]);
+}
+
+TEST_CASE("mhr_inspect: logits that are no numbers have no statistics, and end nothing") {
+    poly_files<float> files;
+    files.logits(1, 1, 1) = std::nanf("");
+    const temporary_folder folder;
+    files.writer().write(folder.path() / "nan");
+    const auto listing = nlohmann::json::parse(listing_of(folder.path() / "nan", true));
+    CHECK(listing["layers"][0]["discreteness"].is_null());
+    CHECK(listing["layers"][0]["mixed_modules"].is_null());
+    files.logits(1, 1, 1) = INFINITY;
+    files.writer().write(folder.path() / "infinite");
+    const auto infinite = nlohmann::json::parse(listing_of(folder.path() / "infinite", true));
+    CHECK(infinite["layers"][0]["mixed_modules"].is_number());
+}
+
+TEST_CASE("mhr_inspect: plain LoRA and (IA)3 are listed, other types are not") {
+    const temporary_folder folder;
+    export_lora(golden_adapter("f32"), std::nullopt, folder.path() / "lora");
+    const auto lora_listing = nlohmann::json::parse(listing_of(folder.path() / "lora", true));
+    CHECK(lora_listing["adapter"] == "LORA");
+    CHECK(lora_listing["layers"].size() == 20);
+    CHECK(lora_listing["layers"][0]["rank"] == 2);
+    CHECK(lora_listing["layers"][0]["scale"] == 0.5);
+    CHECK_FALSE(lora_listing.contains("mean"));
+    CHECK(listing_of(folder.path() / "lora", false).find("adapter: LORA\n") == 0);
+
+    const std::vector<float> scales{1, 2, 3};
+    safetensors_writer tensors;
+    tensors.add("base_model.model.k.ia3_l", tensor_view<const float, 2>(scales.data(), {3, 1}));
+    std::filesystem::create_directory(folder.path() / "ia3");
+    tensors.write(folder.path() / "ia3" / peft_tensors_file);
+    write_file(folder.path() / "ia3" / peft_config_file, R"({"peft_type":"IA3"})");
+    const auto ia3_listing = nlohmann::json::parse(listing_of(folder.path() / "ia3", true));
+    CHECK(ia3_listing["layers"][0]["features"] == 3);
+    CHECK(ia3_listing["layers"][0]["scales"] == "outputs");
+    CHECK(ia3_listing["base_model"].is_null());
+
+    const auto path = folder.path() / "ia3" / peft_config_file;
+    write_file(path, R"({"peft_type":"LOHA"})");
+    CHECK(refuses("peft: " + printable(path.string()), "key 'peft_type'",
+                  [&] { (void)listing_of(folder.path() / "ia3", false); }));
+}
+
+TEST_CASE("mhr_inspect: an exported LoRA computes what the routed adapter does, to the last bit") {
+    for (const char* type : {"f32", "f16", "bf16"}) {
+        check_export<float>(golden_adapter(type), std::nullopt);
+        for (const std::int64_t task : {0, 4})
+            check_export<float>(golden_adapter(type), task);
+    }
+    const temporary_folder folder;
+    const poly_files<double> files;
+    files.writer().write(folder.path());
+    check_export<double>(folder.path(), std::nullopt);
+    check_export<double>(folder.path(), 2);
+}
+
+TEST_CASE("mhr_inspect: an export keeps what concerns the base model") {
+    poly_files<float> files;
+    poly_config config = files.config();
+    config.set("base_model_name_or_path", "some/model");
+    config.set("task_type", "CAUSAL_LM");
+    config.set("modules_to_save", {"head"});
+    const std::vector<float> values{1, 2};
+    safetensors_writer head;
+    head.add("base_model.model.head.weight", tensor_view<const float, 1>(values.data(), {2}));
+    const std::string head_bytes = head.bytes();
+    const safetensors_file head_file("head", head_bytes.data(), head_bytes.size());
+    poly_checkpoint_writer writer(config);
+    writer.add_layer("q", lora_inventory<const float>{files.a.view(), files.b.view()},
+                     files.logits.view());
+    writer.add_saved(head_file, "base_model.model.head.weight");
+    const temporary_folder folder;
+    writer.write(folder.path() / "poly");
+
+    export_lora(folder.path() / "poly", 1, folder.path() / "lora");
+    const lora_checkpoint plain(folder.path() / "lora");
+    const auto& fields = plain.config().json().fields();
+    CHECK(fields["base_model_name_or_path"] == "some/model");
+    CHECK(fields["task_type"] == "CAUSAL_LM");
+    CHECK(fields["target_modules"] == config.json().fields()["target_modules"]);
+    CHECK(fields["r"] == 2);
+    CHECK(fields["lora_alpha"] == 1);
+    CHECK(plain.saved() == std::vector<std::string>{"base_model.model.head.weight"});
+
+    const auto refused = [&](const char* argument, std::int64_t task,
+                             const std::filesystem::path& from, const std::filesystem::path& to) {
+        return refuses("export", argument, [&] { export_lora(from, task, to); });
+    };
+    const auto poly = folder.path() / "poly";
+    CHECK(refused("task", -1, poly, folder.path() / "new"));
+    CHECK(refused("task", 3, poly, folder.path() / "new"));
+    CHECK_FALSE(std::filesystem::exists(folder.path() / "new"));
+    const std::string before = read_file(poly / peft_tensors_file);
+    CHECK(refused(printable(poly.string()).c_str(), 1, poly, poly)); // not over itself
+    CHECK(read_file(poly / peft_tensors_file) == before);
+    CHECK_THROWS_AS(export_lora(folder.path() / "lora", 1, folder.path() / "new"), error);
+}
