@@ -37,7 +37,7 @@ using namespace cross_task;
 using Eigen::Index;
 
 struct options {
-    int steps = 30;
+    int steps = 25;
     Index rows = 16; ///< positions of each task in a step, for each of the ranks of a whole run
     mhr::index_t heads = 8;
     mhr::index_t modules = 8;

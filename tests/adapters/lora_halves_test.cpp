@@ -33,13 +33,13 @@ using plain = lora_storage<float, float, float>;
                lora_storage<half, half, half>, lora_storage<float, half, bf16, half>,              \
                lora_storage<float, float, double>)
 
-// Sizes round the tiles, several spans of a task, more tasks than rows, nobody's rows, extents of
-// 0.
-constexpr lora_sizes shapes[] = {{1, 1, 1, 1, 1},     {5, 2, 7, 3, 2},     {40, 1, 9, 65, 16},
-                                 {7, 20, 17, 5, 3},   {50, 2, 63, 66, 17}, {800, 1, 1500, 4, 2},
-                                 {6, 2, 257, 1, 1},   {2, 3, 130, 300, 5}, {90, 2, 1500, 7, 3},
-                                 {90, 2, 7, 1500, 3}, {0, 1, 4, 5, 2},     {3, 1, 0, 5, 2},
-                                 {3, 1, 4, 0, 2},     {3, 1, 4, 5, 0}};
+// Sizes round the tiles; several spans of a task, of more rows than are taken at a time, be these
+// few or many; more tasks than rows, nobody's rows, extents of 0.
+constexpr lora_sizes shapes[] = {{1, 1, 1, 1, 1},     {5, 2, 7, 3, 2},      {40, 1, 9, 65, 16},
+                                 {7, 20, 17, 5, 3},   {50, 2, 63, 66, 17},  {6, 2, 257, 1, 1},
+                                 {2, 3, 130, 300, 5}, {800, 1, 1500, 4, 2}, {800, 1, 4, 1500, 2},
+                                 {0, 1, 4, 5, 2},     {3, 1, 0, 5, 2},      {3, 1, 4, 0, 2},
+                                 {3, 1, 4, 5, 0}};
 
 constexpr lora_sizes usual{21, 2, 19, 70, 18};
 

@@ -14,9 +14,10 @@
 
 /// \file
 /// LoRA in two halves, hidden = x a and y += scale hidden b, for hosts with something to do in
-/// between: a tensor-parallel one sums the hidden of all ranks (adapters/sharded_lora.hpp, which
-/// does the mixing as well). With nothing in between, y, hidden and all gradients are those of
-/// lora_forward and lora_backward to the last bit.
+/// between: a tensor-parallel one sums the hidden of all ranks (adapters/routed_lora_halves.hpp
+/// does the mixing as well). With nothing in between, the results are those of lora_forward and
+/// lora_backward to the last bit; only where d_y is stored in 16 bits may the sums over rows in d_a
+/// be rounded otherwise.
 ///
 /// Each function looks at one matrix of the adapters alone, so that a and b may be cut differently;
 /// both are passed as they are everywhere. Rows of no task get zeros in hidden and d_hidden, so
@@ -74,13 +75,14 @@ tensor_view<Sum, 3> sum_project_backward(executor_ref executor, const batch_plan
                                          tensor_view<X, 2> x, const lora_batch<P>& adapters,
                                          tensor_view<H, 2> d_hidden, tensor_view<DX, 2> d_x,
                                          bool wanted, tensor_view<Sum, 3> sums) {
-    for_rows_of_spans(executor, plan, rows_of_backward<X>(x.extent(1)),
-                      2 * cost_of_rows(plan, plan.spans(), d_hidden.extent(1), x.extent(1)),
-                      [&](row_set rows, index_t span, index_t entry, bool adding) noexcept {
-                          project_backward(
-                              rows, x, d_hidden, adapters.a.slice(0, slot_of(adapters, entry)), d_x,
-                              wanted ? sums.slice(0, span) : tensor_view<Sum, 2>{}, adding);
-                      });
+    // The steps of the other half, as lora_backward has them: sums are in the same order then.
+    const index_t step = rows_of_backward<Sum>(adapters.b.extent(2));
+    for_rows_of_spans(
+        executor, plan, step, 2 * cost_of_rows(plan, plan.spans(), d_hidden.extent(1), x.extent(1)),
+        [&](row_set rows, index_t span, index_t entry, bool adding) noexcept {
+            project_backward(rows, x, d_hidden, adapters.a.slice(0, slot_of(adapters, entry)), d_x,
+                             wanted ? sums.slice(0, span) : tensor_view<Sum, 2>{}, adding);
+        });
     if (wanted) add_up_spans(executor, plan, sums);
     return sums.block(0, 0, plan.entries());
 }

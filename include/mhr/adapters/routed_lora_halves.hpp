@@ -24,8 +24,8 @@
 ///     routed_lora_expand_backward    d_hidden, and the gradients of b        sum d_hidden
 ///     routed_lora_project_backward   d_x, and the gradients of a
 ///
-/// With nothing in between it is routed_lora_forward and routed_lora_backward to the last bit, but
-/// for d_weights, to which here b adds before a.
+/// With nothing in between it is routed_lora_forward and routed_lora_backward to the last bit (as
+/// adapters/lora_halves.hpp is), but for d_weights, to which here b adds before a.
 
 namespace mhr {
 
