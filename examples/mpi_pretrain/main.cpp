@@ -193,7 +193,7 @@ bool report(const std::vector<std::pair<int, outcome>>& runs, const outcome& aga
     const int ranks = runs.back().first;
     std::printf("step   loss with 1 rank   with %d ranks [nats a position]\n", ranks);
     const std::size_t interval = std::max(one.loss.size() / 10, std::size_t{1});
-    for (std::size_t step = 0; step < one.loss.size(); step += interval)
+    for (std::size_t step = 0; step + 1 < one.loss.size(); step += interval)
         std::printf("%4zu   %16.6f   %12.6f\n", step + 1, one.loss[step], all.loss[step]);
     std::printf("%4zu   %16.6f   %12.6f\n\n", one.loss.size(), one.loss.back(), all.loss.back());
 
