@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -304,8 +305,9 @@ struct route_function : ::torch::autograd::Function<route_function<Rule>> {
 /// backward, beside the arguments: the mixed adapters, entries rank (in_features + out_features)
 /// numbers, and rows rank.
 ///
-/// Errors: a tensor that is not on the CPU or not dense, a type, a shape; of LibTorch: y that
-/// overlaps x, or that is a leaf whose gradient is wanted.
+/// y must not overlap x. Errors: a tensor that is not on the CPU or not strided, a type, a shape, a
+/// y that is no view of rows; those of LibTorch (c10::Error) for a leaf y whose gradient is wanted
+/// and, where both are dense, for an overlap.
 inline at::Tensor add_routed_lora_(const at::Tensor& y, const at::Tensor& x, const at::Tensor& a,
                                    const at::Tensor& b, const at::Tensor& weights,
                                    const std::shared_ptr<const routed_batch>& batch, double scale) {
@@ -342,8 +344,8 @@ inline at::Tensor routed_lora(const at::Tensor& x, const at::Tensor& a, const at
 /// the rule has views of, such as its noise: they are kept until the backward.
 ///
 /// Several layers may use the weights: autograd adds up what they contribute to their gradient.
-/// Errors: a tensor that is not on the CPU or not dense, a type, a shape, an id outside the table,
-/// the rule's own arguments.
+/// Errors: a tensor that is not on the CPU or not strided, a type, a shape, an id outside the
+/// table, the rule's own arguments.
 template <class Gate, class Normaliser>
 at::Tensor route(const at::Tensor& logits, const std::shared_ptr<const routed_batch>& batch,
                  const routing_rule<Gate, Normaliser>& rule,

@@ -36,7 +36,7 @@ namespace detail {
 /// Checks that the memory of a tensor can be read as it lies.
 inline void require_plain_memory(const char* function, const char* argument,
                                  const at::Tensor& tensor) {
-    const auto expected = [] { return "a dense tensor on the CPU"; };
+    const auto expected = [] { return "a strided tensor on the CPU"; };
     require(tensor.device().is_cpu(), function, argument, expected,
             [&] { return tensor.device().str(); });
     require(tensor.layout() == at::kStrided, function, argument, expected,
