@@ -27,7 +27,7 @@ namespace mhr::detail {
 /// What may still be spent on matching for one key of a configuration.
 struct matching {
     std::string where;                            ///< begins each message
-    std::uint64_t steps = std::uint64_t(1) << 28; ///< about a second
+    std::uint64_t steps = std::uint64_t(1) << 26; ///< less than a second
 
     void spend(std::uint64_t count) {
         if (count > steps) raise(where + ": expected names that are soon compared, got too many");
