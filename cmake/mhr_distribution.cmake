@@ -10,3 +10,12 @@ if(Python3_Interpreter_FOUND)
                 --output ${PROJECT_BINARY_DIR}/single_include/mhr/mhr.hpp ${MHR_SINGLE_HEADER_WITH}
         VERBATIM)
 endif()
+
+# The target `reference`: HTML pages of every public symbol. One without a description is an error.
+find_package(Doxygen 1.9.2 QUIET)
+if(DOXYGEN_FOUND)
+    configure_file(cmake/Doxyfile.in Doxyfile @ONLY)
+    add_custom_target(reference
+        COMMAND ${DOXYGEN_EXECUTABLE} ${PROJECT_BINARY_DIR}/Doxyfile
+        VERBATIM)
+endif()
