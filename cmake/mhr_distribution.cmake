@@ -19,3 +19,25 @@ if(DOXYGEN_FOUND)
         COMMAND ${DOXYGEN_EXECUTABLE} ${PROJECT_BINARY_DIR}/Doxyfile
         VERBATIM)
 endif()
+
+# `cpack` makes a package of Debian and Ubuntu. (Recipes for vcpkg and Conan: packaging/.)
+if(MHR_INSTALL)
+    install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/libmhr-dev RENAME copyright
+            COMPONENT debian EXCLUDE_FROM_ALL)
+    set(CPACK_INSTALL_CMAKE_PROJECTS
+        ${PROJECT_BINARY_DIR} mhr ALL / ${PROJECT_BINARY_DIR} mhr debian /)
+    set(CPACK_GENERATOR DEB)
+    set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+    set(CPACK_DEBIAN_PACKAGE_NAME libmhr-dev)
+    set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+    set(CPACK_DEBIAN_PACKAGE_RELEASE 1)
+    set(CPACK_DEBIAN_PACKAGE_ARCHITECTURE all)
+    set(CPACK_DEBIAN_PACKAGE_SECTION libdevel)
+    set(CPACK_DEBIAN_PACKAGE_MAINTAINER "The mhr authors")
+    set(CPACK_PACKAGE_DESCRIPTION
+        "Headers that mix the LoRA modules of an inventory per task and per head, apply them to batches of
+many tasks, and train modules and routing: for inference engines and trainers in C++17.")
+    set(CPACK_DEBIAN_PACKAGE_DEPENDS "libxsimd-dev (>= 8.1)")
+    set(CPACK_DEBIAN_PACKAGE_SUGGESTS "nlohmann-json3-dev (>= 3.9)")
+    include(CPack)
+endif()
