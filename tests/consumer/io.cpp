@@ -2,7 +2,10 @@
 #include <utility>
 #include <vector>
 
+#include <mhr/mhr.hpp>
+#if __has_include(<mhr/io/peft.hpp>) // else mhr.hpp is the single header, which has it in itself
 #include <mhr/io/peft.hpp>
+#endif
 
 // Trained elsewhere, written, read again: nothing but headers and a JSON library are needed.
 int main() {

@@ -2,7 +2,6 @@
 
 // Here and in other.cpp: a header function that is not inline would be defined twice.
 #include <mhr/mhr.hpp>
-#include <mhr/version.hpp>
 
 namespace {
 

@@ -32,18 +32,20 @@ class batch_plan {
   public:
     /// Rows of one task that a kernel takes at a time: consecutive places of `row_order()`.
     struct row_block {
-        index_t entry;
-        index_t first;
-        index_t count;
+        index_t entry; ///< whose rows they are
+        index_t first; ///< place in `row_order()`
+        index_t count; ///< of rows, rows_per_block at most
     };
 
     /// Largest count of a block: few enough that a block of rows stays in L2 and the blocks of a
     /// small batch keep several threads busy, enough to reuse what is read of the adapter.
     static constexpr index_t rows_per_block = 24;
 
-    /// Largest count of a span, and how many spans a batch of one task is cut into: at least half
-    /// as many (if it has so many blocks), and no more until spans are longest.
+    /// Largest count of a span.
     static constexpr index_t rows_per_span = 264;
+
+    /// How many spans a batch of one task is cut into: at least half as many (if it has so many
+    /// blocks), and no more until spans are longest.
     static constexpr index_t spans_of_batch = 8;
 
     /// Groups rows by `task_of_row` [rows]: ids of 0 and more, or no_task.

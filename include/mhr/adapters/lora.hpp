@@ -24,8 +24,8 @@ namespace mhr {
 /// One plain adapter: a [in_features, rank], b [rank, out_features].
 template <class T>
 struct lora {
-    tensor_view<T, 2> a;
-    tensor_view<T, 2> b;
+    tensor_view<T, 2> a; ///< [in_features, rank]
+    tensor_view<T, 2> b; ///< [rank, out_features]
 };
 
 /// One adapter for each entry of a batch plan: a [entries, in_features, rank],
@@ -37,9 +37,9 @@ struct lora {
 /// written has one matrix for each entry.
 template <class T>
 struct lora_batch {
-    tensor_view<T, 3> a;
-    tensor_view<T, 3> b;
-    tensor_view<const index_t, 1> slots{};
+    tensor_view<T, 3> a;                   ///< [entries or slots, in_features, rank]
+    tensor_view<T, 3> b;                   ///< [entries or slots, rank, out_features]
+    tensor_view<const index_t, 1> slots{}; ///< [entries]; absent: entry g uses matrix g
 };
 
 /// A plain adapter as a batch of one: for plans made with `assign_single_task`. An adapter that was

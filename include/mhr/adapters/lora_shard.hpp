@@ -47,16 +47,17 @@ namespace mhr {
 
 /// What one rank owns of a layer.
 struct lora_shard {
-    lora_shape whole; ///< of the layer
-    lora_shape shape; ///< of this shard: its heads, and their in_features and out_features
-    index_t first_head = 0;
-    index_t first_in_feature = 0;
-    index_t first_out_feature = 0;
+    lora_shape whole;       ///< of the layer
+    lora_shape shape;       ///< of this shard: its heads, and their in_features and out_features
+    index_t first_head = 0; ///< of the whole layer
+    index_t first_in_feature = 0;  ///< the same
+    index_t first_out_feature = 0; ///< the same
 
     /// These heads of the layer's inventory; of its table or weights, [.., heads, modules]; these
     /// features of x [rows, in_features]; of y [rows, out_features]. Views, of nothing if the whole
     /// is absent. For those who have the whole: a checkpoint's reader, or the x of a
     /// column-parallel layer. Errors: a shape.
+    /// @{
     template <class T>
     [[nodiscard]] lora_inventory<T> of_inventory(const lora_inventory<T>& inventory) const;
     template <class T>
@@ -65,6 +66,7 @@ struct lora_shard {
     [[nodiscard]] tensor_view<T, 2> of_inputs(const tensor_view<T, 2>& x) const;
     template <class T>
     [[nodiscard]] tensor_view<T, 2> of_outputs(const tensor_view<T, 2>& y) const;
+    /// @}
 };
 
 /// Shard `ith` of `nth`: heads / nth heads, and one more in the first ones where that does not come

@@ -49,7 +49,9 @@ class mixed_lora_cache {
         pool_ = take_pool(all, shape, capacity);
     }
 
+    /// What was given out stays valid; a cache that was moved from has a capacity of 0.
     mixed_lora_cache(mixed_lora_cache&&) noexcept = default;
+    /// The same.
     mixed_lora_cache& operator=(mixed_lora_cache&&) noexcept = default;
     mixed_lora_cache(const mixed_lora_cache&) = delete;
     mixed_lora_cache& operator=(const mixed_lora_cache&) = delete;
@@ -145,8 +147,10 @@ class mixed_lora_cache {
                slot_of_entry_.size() * sizeof(index_t);
     }
 
-    /// Adapters that `get` has found so far, and those that it has mixed.
+    /// Adapters that `get` has found so far.
     [[nodiscard]] std::uint64_t hits() const noexcept { return hits_; }
+
+    /// Adapters that `get` has mixed so far.
     [[nodiscard]] std::uint64_t misses() const noexcept { return misses_; }
 
   private:

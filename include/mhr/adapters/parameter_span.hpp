@@ -25,14 +25,15 @@ namespace mhr {
 /// Where a tensor lies in a span: `first`, and dense and row-major from there on.
 template <std::size_t Rank>
 struct parameter_place {
-    index_t first = 0;
-    std::array<index_t, Rank> extents{};
+    index_t first = 0;                   ///< element of the span
+    std::array<index_t, Rank> extents{}; ///< of the tensor
 
     /// The tensor in one of the spans of the layout [size or more], whose elements must be dense
     /// (or an absent view, of an absent one). Errors: a span that is too short or not dense.
     template <class T>
     [[nodiscard]] tensor_view<T, Rank> in(const tensor_view<T, 1>& span) const;
 
+    /// Number of elements.
     [[nodiscard]] index_t size() const noexcept {
         return tensor_view<const char, Rank>(nullptr, extents).size();
     }
@@ -40,12 +41,15 @@ struct parameter_place {
 
 /// Where an inventory lies.
 struct inventory_place {
-    parameter_place<4> a, b;
+    parameter_place<4> a; ///< [heads, modules, in_features / heads, rank]
+    parameter_place<4> b; ///< [heads, modules, rank, out_features / heads]
 
+    /// The inventory in one of the spans. Errors: as of parameter_place.
     template <class T>
     [[nodiscard]] lora_inventory<T> in(const tensor_view<T, 1>& span) const {
         return {a.in(span), b.in(span)};
     }
+    /// Number of elements of both.
     [[nodiscard]] index_t size() const noexcept { return a.size() + b.size(); }
 };
 
@@ -58,6 +62,7 @@ struct inventory_place {
 /// begins at the `size()` before.
 class parameter_layout {
   public:
+    /// Elements; see above.
     static constexpr index_t alignment = 32;
 
     /// The next tensor: a router's logits [tasks, heads, modules], the modules of (IA)3, or what

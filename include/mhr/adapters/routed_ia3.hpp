@@ -85,6 +85,7 @@ void initialise_ia3(tensor_view<T, 3> modules) {
 /// [entries, features], overwritten.
 ///
 /// One phase. Errors: a shape; overlapping elements of scales.
+/// Cost: entries modules features multiply-adds.
 template <class W, class M, class Y>
 void mix_ia3_forward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M, 3> modules,
                      tensor_view<Y, 2> scales) {
@@ -99,6 +100,7 @@ void mix_ia3_forward(executor_ref executor, tensor_view<W, 3> weights, tensor_vi
 /// The backward of mix_ia3_forward; see mix_backward. Gradients accumulate, and each may be absent.
 ///
 /// One phase. Errors: a shape; overlapping elements of a gradient.
+/// Cost: entries modules features multiply-adds for each gradient.
 template <class W, class M, class D, class DM, class DW>
 void mix_ia3_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M, 3> modules,
                       tensor_view<D, 2> d_scales, tensor_view<DM, 3> d_modules,
@@ -120,6 +122,7 @@ void mix_ia3_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_v
 /// modules [heads, modules, features / heads]; average [features], overwritten.
 ///
 /// One phase. Errors: a shape; overlapping elements of average.
+/// Cost: modules features multiply-adds.
 template <class M, class Y>
 void average_ia3_forward(executor_ref executor, tensor_view<M, 3> modules,
                          tensor_view<Y, 1> average) {
@@ -135,6 +138,7 @@ void average_ia3_forward(executor_ref executor, tensor_view<M, 3> modules,
 /// d_average [features]; d_modules [heads, modules, features / heads] accumulates.
 ///
 /// One phase. Errors: a shape; overlapping elements of d_modules.
+/// Cost: modules features multiply-adds.
 template <class D, class DM>
 void average_ia3_backward(executor_ref executor, tensor_view<D, 1> d_average,
                           tensor_view<DM, 3> d_modules) {

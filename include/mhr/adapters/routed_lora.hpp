@@ -19,19 +19,20 @@ namespace mhr {
 /// same view with other strides (mttl: a is [modules, heads, ..], b [modules, rank, heads, ..]).
 template <class T>
 struct lora_inventory {
-    tensor_view<T, 4> a;
-    tensor_view<T, 4> b;
+    tensor_view<T, 4> a; ///< [heads, modules, in_features / heads, rank]
+    tensor_view<T, 4> b; ///< [heads, modules, rank, out_features / heads]
 };
 
 /// The sizes of a routed layer.
 struct lora_shape {
-    index_t heads;
-    index_t modules;
-    index_t in_features;
-    index_t out_features;
-    index_t rank;
+    index_t heads;        ///< blocks of the parameters, each with a choice of its own
+    index_t modules;      ///< of the inventory
+    index_t in_features;  ///< of x, all heads together
+    index_t out_features; ///< of y, all heads together
+    index_t rank;         ///< of each module
 };
 
+/// The sizes of an inventory, whose two views must fit together.
 template <class T>
 lora_shape shape_of(const lora_inventory<T>& inventory) noexcept {
     const auto& [a, b] = inventory;
@@ -43,8 +44,8 @@ lora_shape shape_of(const lora_inventory<T>& inventory) noexcept {
 /// `A` is the accumulator type of x, inventory and weights.
 template <class A>
 struct routed_lora_state {
-    lora_batch<A> mixed;
-    tensor_view<A, 2> hidden;
+    lora_batch<A> mixed;      ///< a [entries, in_features, rank], b [entries, rank, out_features]
+    tensor_view<A, 2> hidden; ///< [rows, rank]: x a of each row that has a task
 };
 
 /// Takes the state of one layer from a workspace (or, from one without memory, tells its size).
@@ -100,6 +101,7 @@ tensor_view<T, 4> blocks_of_b(const tensor_view<T, 3>& b, index_t heads) noexcep
 /// mixed.b [entries, rank, out_features], overwritten.
 ///
 /// One phase. Errors: a shape; overlapping elements of mixed.
+/// Cost: entries modules rank (in + out) multiply-adds.
 template <class W, class M, class Y>
 void mix_lora_forward(executor_ref executor, tensor_view<W, 3> weights, lora_inventory<M> inventory,
                       lora_batch<Y> mixed) {
@@ -120,6 +122,7 @@ void mix_lora_forward(executor_ref executor, tensor_view<W, 3> weights, lora_inv
 /// absent.
 ///
 /// One phase. Errors: a shape; overlapping elements of a gradient.
+/// Cost: entries modules rank (in + out) multiply-adds for each of d_inventory and d_weights.
 template <class W, class M, class D, class DM, class DW>
 void mix_lora_backward(executor_ref executor, tensor_view<W, 3> weights,
                        lora_inventory<M> inventory, lora_batch<D> d_mixed,
@@ -149,6 +152,7 @@ void mix_lora_backward(executor_ref executor, tensor_view<W, 3> weights,
 /// their type.
 ///
 /// One phase. Errors: a shape; overlapping elements of average.
+/// Cost: modules rank (in + out) multiply-adds.
 template <class M, class Y>
 void average_lora_forward(executor_ref executor, lora_inventory<M> inventory, lora<Y> average) {
     constexpr const char* function = "average_lora_forward";
@@ -165,6 +169,7 @@ void average_lora_forward(executor_ref executor, lora_inventory<M> inventory, lo
 /// d_inventory accumulates.
 ///
 /// One phase. Errors: a shape; overlapping elements of d_inventory.
+/// Cost: modules rank (in + out) multiply-adds.
 template <class D, class DM>
 void average_lora_backward(executor_ref executor, lora<D> d_average,
                            lora_inventory<DM> d_inventory) {

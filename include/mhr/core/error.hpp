@@ -15,6 +15,7 @@ namespace mhr {
 /// `what()` reads "function: argument: expected ..., got ...".
 class error : public std::invalid_argument {
   public:
+    /// With what `what()` reads.
     explicit error(const std::string& message) : std::invalid_argument(message) {}
 };
 

@@ -18,11 +18,13 @@ namespace mhr {
 /// different parts may run at the same time. It does not throw.
 class parallel_body {
   public:
+    /// Of a callable `void(index_t part)`, which must outlive this.
     template <class F, std::enable_if_t<!std::is_same_v<std::decay_t<F>, parallel_body>, int> = 0>
     parallel_body(F& body) noexcept
         : object_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
           call_([](void* object, index_t part) { (*static_cast<F*>(object))(part); }) {}
 
+    /// Does one part.
     void operator()(index_t part) const { call_(object_, part); }
 
   private:
@@ -32,6 +34,7 @@ class parallel_body {
 
 /// Runs all parts in the calling thread.
 struct serial_executor {
+    /// Runs them, in their order.
     void operator()(index_t parts, parallel_body body) const {
         for (index_t part = 0; part < parts; ++part)
             body(part);
@@ -43,11 +46,12 @@ struct serial_executor {
 /// participants must make the same call, and the result is complete when the last one is done.
 /// Nothing here waits for the others, so only functions documented as "one phase" accept it.
 struct share_executor {
-    static constexpr bool runs_every_part = false;
+    static constexpr bool runs_every_part = false; ///< any executor that has this may say so
 
-    index_t ith = 0;
-    index_t nth = 1;
+    index_t ith = 0; ///< which share
+    index_t nth = 1; ///< of how many
 
+    /// Runs those of this share: consecutive parts, as many as others have or one more.
     void operator()(index_t parts, parallel_body body) const {
         const index_t quotient = parts / nth;
         const index_t remainder = parts % nth;
@@ -76,6 +80,7 @@ struct runs_every_part<E, std::void_t<decltype(E::runs_every_part)>>
 ///     mhr::routed_lora_forward(executor, ...);
 class executor_ref {
   public:
+    /// Of an executor, which must outlive this.
     template <class E, std::enable_if_t<!std::is_same_v<std::decay_t<E>, executor_ref>, int> = 0>
     executor_ref(E&& executor) noexcept // NOLINT: implicit, and refers to temporaries of the call
         : object_(const_cast<void*>(static_cast<const void*>(std::addressof(executor)))),

@@ -10,8 +10,9 @@ namespace mhr {
 /// Runs the parts on `threads` OpenMP threads (fewer than 1 counts as 1). Compiled without OpenMP,
 /// the parts run in the calling thread; the results are the same to the last bit.
 struct openmp_executor {
-    int threads = 1;
+    int threads = 1; ///< the most that are used
 
+    /// Runs them; a thread that is done takes the next one.
     void operator()(index_t parts, parallel_body body) const {
         const int team = parts < threads ? static_cast<int>(parts) : threads;
         // Even a team of one takes longer to set up than small layers to compute.

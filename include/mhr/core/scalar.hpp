@@ -12,13 +12,14 @@ namespace mhr {
 /// to and from float), and `T` itself otherwise. Specialise it for an unusual storage type.
 template <class T, class = void>
 struct accumulator {
-    using type = T;
+    using type = T; ///< of sums
 };
 
+/// Of 16-bit types.
 template <class T>
 struct accumulator<T, std::enable_if_t<sizeof(T) == 2>> {
     static_assert(!std::is_integral_v<T>, "mhr: integers are not a storage type");
-    using type = float;
+    using type = float; ///< of sums
 };
 
 /// The accumulator of one or several storage types: the widest of theirs, so that one f64 argument

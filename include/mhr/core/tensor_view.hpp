@@ -23,9 +23,9 @@ class tensor_view {
     static_assert(Rank >= 1, "mhr: a view has at least one dimension");
 
   public:
-    using element_type = T;
-    using value_type = std::remove_const_t<T>;
-    using extents_type = std::array<index_t, Rank>;
+    using element_type = T;                         ///< const where they may only be read
+    using value_type = std::remove_const_t<T>;      ///< what an element holds
+    using extents_type = std::array<index_t, Rank>; ///< and type of strides
 
     /// The absent view.
     constexpr tensor_view() noexcept = default;
@@ -42,6 +42,7 @@ class tensor_view {
         }
     }
 
+    /// With a distance between neighbours along each axis, in elements.
     constexpr tensor_view(T* data, const extents_type& extents,
                           const extents_type& strides) noexcept
         : data_(data), extents_(extents), strides_(strides) {}
@@ -51,7 +52,11 @@ class tensor_view {
     constexpr tensor_view(const tensor_view<U, Rank>& other) noexcept
         : data_(other.data()), extents_(other.extents()), strides_(other.strides()) {}
 
+    /// Address of the element whose indices are all 0.
     [[nodiscard]] constexpr T* data() const noexcept { return data_; }
+
+    /// Numbers of elements along the axes, and elements between neighbours; of all or one.
+    /// @{
     [[nodiscard]] constexpr const extents_type& extents() const noexcept { return extents_; }
     [[nodiscard]] constexpr const extents_type& strides() const noexcept { return strides_; }
     [[nodiscard]] constexpr index_t extent(std::size_t axis) const noexcept {
@@ -60,6 +65,7 @@ class tensor_view {
     [[nodiscard]] constexpr index_t stride(std::size_t axis) const noexcept {
         return strides_[axis];
     }
+    /// @}
 
     /// Number of elements.
     [[nodiscard]] constexpr index_t size() const noexcept {

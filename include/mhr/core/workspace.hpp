@@ -85,7 +85,10 @@ class workspace {
 /// kernel.
 class owned_workspace {
   public:
+    /// Of nothing, until `reserve`.
     owned_workspace() = default;
+
+    /// Of `bytes` bytes.
     explicit owned_workspace(std::size_t bytes) : memory_(bytes) {}
 
     /// Makes room for `bytes`; what was taken before becomes invalid.

@@ -160,6 +160,7 @@ tensor_view<T, Rank> view_of(const Managed& managed, const char* argument = "ten
 
 /// Calls the deleter of a managed tensor, if it has one.
 struct dlpack_deleter {
+    /// Calls it.
     template <class Managed>
     void operator()(Managed* managed) const noexcept {
         if (managed->deleter != nullptr) managed->deleter(managed);

@@ -35,19 +35,25 @@ namespace mhr {
 
 /// An element of GGML_TYPE_F16. (ggml's own type for it is an integer.)
 struct ggml_f16 {
-    ggml_fp16_t bits;
+    ggml_fp16_t bits; ///< as ggml stores it
 
+    /// Whatever the memory holds.
     ggml_f16() = default;
+    /// Rounded.
     explicit ggml_f16(float value) noexcept : bits(ggml_fp32_to_fp16(value)) {}
+    /// Exact.
     operator float() const noexcept { return ggml_fp16_to_fp32(bits); } // NOLINT: implicit
 };
 
 /// An element of GGML_TYPE_BF16. (ggml's own type for it converts by functions alone.)
 struct ggml_bf16 {
-    ggml_bf16_t bits;
+    ggml_bf16_t bits; ///< as ggml stores it
 
+    /// Whatever the memory holds.
     ggml_bf16() = default;
+    /// Rounded.
     explicit ggml_bf16(float value) noexcept : bits(ggml_fp32_to_bf16(value)) {}
+    /// Exact.
     operator float() const noexcept { return ggml_bf16_to_fp32(bits); } // NOLINT: implicit
 };
 
@@ -143,8 +149,8 @@ tensor_view<T, Rank> view_of(const ggml_tensor* tensor) {
 /// What the LoRA nodes of a graph have in common: read whenever the graph is computed, and so to be
 /// kept until then. Between computations it may change (other tasks for the same number of rows).
 struct ggml_lora_batch {
-    const batch_plan* plan = nullptr;
-    double scale = 1;
+    const batch_plan* plan = nullptr; ///< of the rows
+    double scale = 1;                 ///< on x A B
     /// As in lora_batch: which adapter each entry uses, if they are a pool.
     tensor_view<const index_t, 1> slots{};
 };
@@ -245,6 +251,7 @@ ggml_tensor* ggml_lora_inplace(ggml_context* context, ggml_tensor* base, ggml_te
 /// ggml_lora_inplace reads fastest.
 ///
 /// Errors: a type; a shape.
+/// @{
 template <class M = float, class Y = float>
 ggml_tensor* ggml_mix_lora_a(ggml_context* context, ggml_tensor* weights, ggml_tensor* modules) {
     constexpr const char* function = "ggml_mix_lora_a";
@@ -261,5 +268,6 @@ ggml_tensor* ggml_mix_lora_b(ggml_context* context, ggml_tensor* weights, ggml_t
                                        shape[0] * shape[3], detail::compute_ggml_mixed_b<M, Y>);
     return ggml_transpose(context, rows);
 }
+/// @}
 
 } // namespace mhr

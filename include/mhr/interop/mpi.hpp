@@ -97,7 +97,7 @@ void require_dense_output(const char* function, const char* argument,
 ///
 /// Which sums are made in which order is up to MPI: for the same number of ranks it is the same
 /// every time with the usual algorithms (no rank's bits differ from another's, either).
-/// Errors: no communicator, elements that are not dense, MPI's own.
+/// Errors: no communicator, elements that are not dense, MPI's own. Cost: up to MPI, too.
 template <class T, std::size_t Rank>
 void all_reduce(MPI_Comm comm, tensor_view<T, Rank> values) {
     constexpr const char* function = "mpi::all_reduce";
@@ -124,6 +124,7 @@ inline lora_shard shard_of_heads(MPI_Comm comm, const lora_shape& whole) {
 ///
 /// Sums [rows, rank] over the ranks, once. Needs an executor that runs every part. Errors: as of
 /// routed_lora_forward, a hidden that is not dense, MPI's own.
+/// Cost: that of routed_lora_forward for this shard, and the sum (see lora_shard).
 template <class X, class M, class W, class Y, class A>
 void sharded_lora_forward(MPI_Comm comm, executor_ref executor, const batch_plan& plan,
                           tensor_view<X, 2> x, lora_inventory<M> inventory,
@@ -165,6 +166,7 @@ std::size_t sharded_lora_backward_workspace_size(const batch_plan& plan,
 /// Sums [rows, rank] over the ranks, once, unless d_x, d_inventory.a and d_weights are absent.
 /// Needs an executor that runs every part, and the workspace of
 /// `sharded_lora_backward_workspace_size`. Errors: as of routed_lora_backward, MPI's own.
+/// Cost: that of routed_lora_backward for this shard, and the sum.
 template <class X, class M, class W, class A, class D, class DX, class DM, class DW>
 void sharded_lora_backward(MPI_Comm comm, executor_ref executor, const batch_plan& plan,
                            tensor_view<X, 2> x, lora_inventory<M> inventory,

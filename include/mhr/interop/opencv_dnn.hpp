@@ -70,6 +70,7 @@ tensor_view<T, Rank> view_of(const cv::Mat& matrix) {
 
 /// Runs the parts on OpenCV's threads, as many as cv::setNumThreads says.
 struct opencv_executor {
+    /// Runs them.
     void operator()(index_t parts, parallel_body body) const {
         constexpr index_t most = 1 << 20; // OpenCV counts in int
         const auto stripes = static_cast<int>(std::min(parts, most));
@@ -94,6 +95,7 @@ class opencv_lora_batch {
     /// batch starts, all rows are served by the base network alone.
     ///
     /// Errors: as batch_plan::assign_rows.
+    /// @{
     template <class Id>
     void assign_tasks(tensor_view<Id, 1> task_of_image) {
         // A plan of the images checks the ids, and is what layers of one row for each image want.
@@ -108,13 +110,16 @@ class opencv_lora_batch {
         assign_tasks(tensor_view<const int, 1>(task_of_image.data(),
                                                {static_cast<index_t>(task_of_image.size())}));
     }
+    /// @}
 
     /// To be called when the blobs of a layer have changed: adapters that were mixed from them are
     /// mixed anew.
     void forget_mixed() noexcept { ++version_; }
 
-    /// Images of the batch, and the version of the layers' blobs.
+    /// Images of the batch.
     [[nodiscard]] index_t images() const noexcept { return static_cast<index_t>(tasks_.size()); }
+
+    /// The version of the layers' blobs: how often forget_mixed was called.
     [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
 
     /// The plan of a layer with so many rows for each image. Valid until the next call.
@@ -172,6 +177,7 @@ class opencv_lora_batch {
 /// network learns them, and of the batch's tasks in forward.
 class opencv_routed_lora final : public cv::dnn::Layer {
   public:
+    /// Of a node's constants and attributes.
     explicit opencv_routed_lora(const cv::dnn::LayerParams& params)
         : cv::dnn::Layer(params), title_("mhr.RoutedLora " + params.name) {
         const char* const function = title_.c_str();
@@ -203,6 +209,7 @@ class opencv_routed_lora final : public cv::dnn::Layer {
     /// Whose tasks are served: see share_opencv_batch.
     void set_batch(std::shared_ptr<opencv_lora_batch> batch) { batch_ = std::move(batch); }
 
+    /// What OpenCV asks when it learns the shapes of the inputs.
     bool getMemoryShapes(const std::vector<cv::dnn::MatShape>& inputs, int /*required_outputs*/,
                          std::vector<cv::dnn::MatShape>& outputs,
                          std::vector<cv::dnn::MatShape>& internals) const override {
@@ -222,6 +229,7 @@ class opencv_routed_lora final : public cv::dnn::Layer {
         return false; // not in place
     }
 
+    /// What OpenCV calls for each batch.
     void forward(cv::InputArrayOfArrays input_array, cv::OutputArrayOfArrays output_array,
                  cv::OutputArrayOfArrays internal_array) override {
         std::vector<cv::Mat> inputs, outputs, internals;

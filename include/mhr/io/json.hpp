@@ -34,9 +34,10 @@ struct json_limits {
 /// A text, and what messages say of it.
 struct json_source {
     std::string name;           ///< begins each message, as in "safetensors: FILE"
-    std::string_view text;      ///<
+    std::string_view text;      ///< to be parsed
     std::size_t first_byte = 0; ///< of the file, at which the text begins
 
+    /// Raises an error about what stands at `offset` of the text.
     [[noreturn]] void fail(const std::string& subject, const std::string& expected,
                            const std::string& got, std::size_t offset) const {
         raise(name + ": " + subject + ": expected " + expected + ", got " + got + " (byte " +

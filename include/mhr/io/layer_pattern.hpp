@@ -14,10 +14,11 @@
 
 /// \file
 /// The patterns by which configurations of PEFT choose layers (rank_pattern, alpha_pattern):
-/// regular expressions of Python, of which those that people write are understood: characters, `.`,
-/// `^`,
-/// `$`, classes such as `[0-3]` and `\d`, groups, `|`, `*`, `+`, `?`, `{2}`, `{1,2}`. Others
-/// (look-around, back-references, `\b`) are refused.
+/// regular expressions of Python, of which those that people write are understood: characters, and
+///
+///     .  ^  $  [0-3]  \d  ( )  |  *  +  ?  {2}  {1,2}
+///
+/// Others (look-around, back-references, word boundaries) are refused.
 ///
 /// All ways to match are followed at the same time, so that no pattern takes more than the product
 /// of its length and the name's; what a file may spend in all is bounded, too.

@@ -55,9 +55,11 @@ class mapped_file {
         (void)access;
     }
 
+    /// Takes the bytes, where they are.
     mapped_file(mapped_file&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)),
           copy_(std::move(other.copy_)) {}
+    /// Exchanges both files.
     mapped_file& operator=(mapped_file&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
@@ -72,9 +74,11 @@ class mapped_file {
 #endif
     }
 
+    /// The first byte.
     [[nodiscard]] const std::byte* data() const noexcept {
         return data_;
     }
+    /// Number of bytes.
     [[nodiscard]] std::size_t size() const noexcept {
         return size_;
     }

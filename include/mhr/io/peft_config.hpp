@@ -112,6 +112,7 @@ inline bool fits(const json& value, key_kind kind) {
 /// The configuration of an adapter of any sort: JSON, and what all sorts have in common.
 class peft_config {
   public:
+    /// The longest text that is read.
     static constexpr std::size_t max_bytes = std::size_t(1) << 20;
 
     /// Parses the text of a configuration; `name` is for messages. Errors: no JSON object, a name
@@ -141,8 +142,13 @@ class peft_config {
                 std::string_view(reinterpret_cast<const char*>(file.data()), file.size())};
     }
 
+    /// What messages call it.
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
+
+    /// Every key.
     [[nodiscard]] const nlohmann::ordered_json& fields() const noexcept { return fields_; }
+
+    /// Sets a key, whatever the value.
     void set(const std::string& key, nlohmann::ordered_json value) {
         fields_[key] = std::move(value);
     }
@@ -179,8 +185,8 @@ class peft_config {
         }
     }
 
-    // The values of keys that require_keys has seen; `missing` where there is none.
-
+    /// The values of keys that require_keys has seen; `missing` where there is none, or null.
+    /// @{
     [[nodiscard]] bool has(const std::string& key) const {
         return fields_.contains(key) && !fields_[key].is_null();
     }
@@ -193,6 +199,7 @@ class peft_config {
     [[nodiscard]] bool flag(const std::string& key, bool missing) const {
         return has(key) ? fields_[key].get<bool>() : missing;
     }
+    /// @}
 
     /// True if a key holds a list with a name that `holds(name)`.
     template <class Holds>
@@ -207,10 +214,12 @@ class peft_config {
         return false;
     }
 
+    /// What may be spent on matching names for a key.
     [[nodiscard]] detail::matching matching_of(const std::string& key) const {
         return {"peft: " + name_ + ": " + where(key)};
     }
 
+    /// Raises an error about a key.
     [[noreturn]] void fail(const std::string& key, const std::string& expected,
                            const std::string& got) const {
         raise("peft: " + name_ + ": " + where(key) + ": expected " + expected + ", got " + got);

@@ -54,11 +54,12 @@ class ia3_config {
 /// An (IA)3 adapter, its tensors views into the file.
 class ia3_checkpoint {
   public:
+    /// One adapted layer.
     struct layer {
         std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.k
-        index_t features;
-        bool scales_inputs; ///< or else outputs
-        dtype type;
+        index_t features;      ///< that are scaled
+        bool scales_inputs;    ///< or else outputs
+        dtype type;            ///< of the scales
     };
 
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
@@ -99,7 +100,10 @@ class ia3_checkpoint {
             });
     }
 
+    /// The configuration.
     [[nodiscard]] const ia3_config& config() const noexcept { return config_; }
+
+    /// The file of its tensors.
     [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
 
     /// In the order of their names, which are valid as long as this is.

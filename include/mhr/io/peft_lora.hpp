@@ -124,14 +124,17 @@ class lora_config {
     /// use_rslora alpha / sqrt(rank).
     class layer_values {
       public:
+        /// The configuration must outlive this.
         explicit layer_values(const lora_config& config)
             : config_(config.config_), ranks_(config_.matching_of("rank_pattern")),
               alphas_(config_.matching_of("alpha_pattern")) {}
 
+        /// Of a layer, by its name.
         [[nodiscard]] index_t rank(std::string_view layer) {
             const auto* found = find("rank_pattern", layer, ranks_);
             return found == nullptr ? config_.count("r", 8) : found->template get<index_t>();
         }
+        /// Of a layer, by its name.
         [[nodiscard]] double scale(std::string_view layer) {
             const auto* found = find("alpha_pattern", layer, alphas_);
             const double alpha =
@@ -180,13 +183,14 @@ class lora_config {
 /// A plain adapter, its tensors views into the file.
 class lora_checkpoint {
   public:
+    /// One adapted layer.
     struct layer {
         std::string_view name; ///< such as model.layers.0.self_attn.q_proj
-        index_t in_features;
-        index_t out_features;
-        index_t rank;
-        double scale; ///< what x a b is multiplied by
-        dtype type;   ///< of both matrices
+        index_t in_features;   ///< of x
+        index_t out_features;  ///< of y
+        index_t rank;          ///< by rank_pattern, or r
+        double scale;          ///< what x a b is multiplied by
+        dtype type;            ///< of both matrices
     };
 
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
@@ -219,7 +223,10 @@ class lora_checkpoint {
             });
     }
 
+    /// The configuration.
     [[nodiscard]] const lora_config& config() const noexcept { return config_; }
+
+    /// The file of its tensors.
     [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
 
     /// In the order of their names, which are valid as long as this is.
@@ -260,6 +267,7 @@ class lora_checkpoint {
 /// What it is given are views: their memory must stay till it is written.
 class lora_checkpoint_writer {
   public:
+    /// Without layers yet.
     explicit lora_checkpoint_writer(lora_config config) : config_(std::move(config)) {
         tensors_.set_metadata("format", "pt"); // as PEFT does
     }

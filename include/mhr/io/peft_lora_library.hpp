@@ -25,11 +25,12 @@ namespace mhr {
 /// layer. The adapters must outlive it.
 class lora_checkpoint_library {
   public:
+    /// A layer that any of the adapters has.
     struct layer {
-        std::string_view name;
-        index_t in_features;
-        index_t out_features;
-        index_t rank; ///< the greatest among the adapters
+        std::string_view name; ///< as in lora_checkpoint
+        index_t in_features;   ///< of x
+        index_t out_features;  ///< of y
+        index_t rank;          ///< the greatest among the adapters
     };
 
     /// Errors: no adapter; adapters that differ in the features of a layer.
@@ -54,6 +55,7 @@ class lora_checkpoint_library {
             layers_.push_back(all);
     }
 
+    /// Number of adapters.
     [[nodiscard]] index_t modules() const noexcept {
         return static_cast<index_t>(adapters_.size());
     }

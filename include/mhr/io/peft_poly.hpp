@@ -68,12 +68,13 @@ class poly_config {
                                                          {"target_modules", target_modules},
                                                          {"task_type", nullptr}})) {}
 
-    // PEFT's defaults stand for keys that are missing.
-
+    /// n_tasks, n_splits, n_skills and r; PEFT's defaults stand for keys that are missing.
+    /// @{
     [[nodiscard]] index_t tasks() const { return config_.count("n_tasks", 1); }
     [[nodiscard]] index_t heads() const { return config_.count("n_splits", 1); }
     [[nodiscard]] index_t modules() const { return config_.count("n_skills", 4); }
     [[nodiscard]] index_t rank() const { return config_.count("r", 8); }
+    /// @}
 
     /// What x a b is multiplied by: 1 / rank.
     [[nodiscard]] double scale() const { return 1 / static_cast<double>(rank()); }
@@ -95,11 +96,12 @@ class poly_config {
 /// A Poly adapter, its tensors views into the file.
 class poly_checkpoint {
   public:
+    /// One adapted layer.
     struct layer {
         std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.q
-        lora_shape shape;
-        dtype modules_type; ///< of both matrices
-        dtype logits_type;
+        lora_shape shape;      ///< the same heads, modules and rank for all layers
+        dtype modules_type;    ///< of both matrices
+        dtype logits_type;     ///< of its router
     };
 
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
@@ -141,7 +143,10 @@ class poly_checkpoint {
             });
     }
 
+    /// The configuration.
     [[nodiscard]] const poly_config& config() const noexcept { return config_; }
+
+    /// The file of its tensors.
     [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
 
     /// In the order of their names, which are valid as long as this is.
@@ -152,6 +157,7 @@ class poly_checkpoint {
 
     /// The modules and the logits [tasks, heads, modules] of a layer, where they are in the file.
     /// Errors: another type than they are stored as (safetensors_file::view).
+    /// @{
     template <class T>
     [[nodiscard]] lora_inventory<const T> inventory(const layer& of) const {
         return {tensors_.view<T, 4>(detail::peft_key(of.name, part_a)),
@@ -162,9 +168,11 @@ class poly_checkpoint {
         return tensors_.view<T, 2>(detail::peft_key(of.name, part_logits))
             .split(1, config_.heads());
     }
+    /// @}
 
     /// Copies of them in any type with fractions, of any strides, rounded to it once: what training
     /// goes on with. Errors: a shape; overlapping elements.
+    /// @{
     template <class T>
     void read_inventory(const layer& of, lora_inventory<T> to) const {
         tensors_.read(detail::peft_key(of.name, part_a), to.a);
@@ -175,6 +183,7 @@ class poly_checkpoint {
         tensors_.read(detail::peft_key(of.name, part_logits), to,
                       std::array<index_t, 2>{config_.tasks(), config_.heads() * config_.modules()});
     }
+    /// @}
 
   private:
     friend class poly_checkpoint_writer;
@@ -193,6 +202,7 @@ class poly_checkpoint {
 /// What it is given are views: their memory must stay till it is written.
 class poly_checkpoint_writer {
   public:
+    /// Without layers yet.
     explicit poly_checkpoint_writer(poly_config config) : config_(std::move(config)) {
         tensors_.set_metadata("format", "pt"); // as PEFT does
     }

@@ -10,8 +10,8 @@
 
 namespace mhr {
 
-/// The text with everything but printable ASCII as \xNN, cut off after `longest` characters. Cost:
-/// what it returns, however long the text.
+/// The text with everything but printable ASCII as `\\xNN`, cut off after `longest` characters.
+/// Cost: what it returns, however long the text.
 inline std::string printable(std::string_view text, std::size_t longest = 200) {
     constexpr const char* digits = "0123456789abcdef";
     std::string result;

@@ -36,14 +36,15 @@ namespace mhr {
 
 /// One tensor of a file.
 struct safetensors_tensor {
-    static constexpr std::size_t max_rank = 8;
+    static constexpr std::size_t max_rank = 8; ///< of tensors that are read
 
-    dtype type;
-    std::size_t rank;
+    dtype type;                            ///< of its elements
+    std::size_t rank;                      ///< number of extents
     std::array<index_t, max_rank> extents; ///< the first `rank` of them
     std::size_t first;                     ///< byte of the file at which it begins
     std::size_t last;                      ///< and the one after its end
 
+    /// Its size.
     [[nodiscard]] std::size_t bytes() const noexcept { return last - first; }
 };
 
@@ -85,13 +86,20 @@ class safetensors_file {
         read_header();
     }
 
+    /// What messages call it.
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
+
+    /// Texts beside the tensors, such as format: "pt".
     [[nodiscard]] const std::map<std::string, std::string>& metadata() const noexcept {
         return metadata_;
     }
+
+    /// Its tensors, by their names.
     [[nodiscard]] const std::map<std::string, safetensors_tensor>& tensors() const noexcept {
         return tensors_;
     }
+
+    /// True if it has a tensor of that name.
     [[nodiscard]] bool contains(const std::string& tensor) const {
         return tensors_.count(tensor) != 0;
     }

@@ -14,25 +14,27 @@
 
 namespace mhr::reference {
 
+/// The gates of routing/gates.hpp; with uniforms, that of the Gumbel-sigmoid's argument.
 enum class gate_kind { identity, sigmoid, straight_through };
+/// Those of routing/normalisers.hpp.
 enum class normaliser_kind { sum, average_correction, l2, softmax };
 
 /// How logits become weights; by default as in the evaluation of Poly and MHR. Views are [entries,
 /// heads, modules]; those that are absent play no part.
 template <class S>
 struct routing_options {
-    tensor_view<const S, 3> noise; ///< added to the logits
-    S noise_scale = S(1);
-    tensor_view<const S, 3> uniforms; ///< of the Gumbel-sigmoid, inside (0, 1)
-    S temperature = S(1);             ///< of the same
-    gate_kind gate = gate_kind::sigmoid;
-    tensor_view<const S, 3> keep; ///< dropout: 1 keeps, 0 drops
-    S drop_probability = S(0);
-    bool shared_module = false; ///< the gate of the last module is 1
-    normaliser_kind normaliser = normaliser_kind::sum;
-    S epsilon = S(1e-12);
+    tensor_view<const S, 3> noise;                      ///< added to the logits
+    S noise_scale = S(1);                               ///< of the same
+    tensor_view<const S, 3> uniforms;                   ///< of the Gumbel-sigmoid, inside (0, 1)
+    S temperature = S(1);                               ///< of the same
+    gate_kind gate = gate_kind::sigmoid;                ///< before dropout
+    tensor_view<const S, 3> keep;                       ///< dropout: 1 keeps, 0 drops
+    S drop_probability = S(0);                          ///< kept gates are divided by 1 minus it
+    bool shared_module = false;                         ///< the gate of the last module is 1
+    normaliser_kind normaliser = normaliser_kind::sum;  ///< of the gates of a head
+    S epsilon = S(1e-12);                               ///< see normaliser_epsilon
     index_t kept = std::numeric_limits<index_t>::max(); ///< of the softmax
-    S annealing = S(1);
+    S annealing = S(1);                                 ///< 1: none; 0: uniform weights
 };
 
 namespace detail {

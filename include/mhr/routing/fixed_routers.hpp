@@ -17,6 +17,7 @@ namespace mhr {
 /// tasks [n], ids below the number of modules; weights [n, heads, modules], overwritten.
 ///
 /// One phase. Errors: a shape, an id without a module, overlapping elements of weights.
+/// Cost: one store for each weight.
 template <class Id, class W>
 void private_router_forward(executor_ref executor, tensor_view<Id, 1> tasks,
                             tensor_view<W, 3> weights) {
@@ -38,7 +39,7 @@ void private_router_forward(executor_ref executor, tensor_view<Id, 1> tasks,
 ///
 /// weights [n, heads, modules], overwritten.
 ///
-/// One phase. Errors: a shape, overlapping elements of weights.
+/// One phase. Errors: a shape, overlapping elements of weights. Cost: one store for each weight.
 template <class W>
 void average_router_forward(executor_ref executor, tensor_view<W, 3> weights) {
     require_output("average_router_forward", "weights", weights,
@@ -58,6 +59,7 @@ void average_router_forward(executor_ref executor, tensor_view<W, 3> weights) {
 /// same weights. tasks [n], ids that may repeat; weights [n, heads, modules], overwritten.
 ///
 /// One phase. Errors: a shape, an id outside the table, overlapping elements of weights.
+/// Cost: one copy for each weight.
 template <class G, class Id, class W>
 void given_router_forward(executor_ref executor, tensor_view<G, 3> table, tensor_view<Id, 1> tasks,
                           tensor_view<W, 3> weights) {
@@ -79,6 +81,7 @@ void given_router_forward(executor_ref executor, tensor_view<G, 3> table, tensor
 /// d_weights [n, heads, modules]; d_table [tasks of the table, heads, modules] accumulates.
 ///
 /// One phase. Errors: a shape, an id outside the table, overlapping elements of d_table.
+/// Cost: n heads modules additions.
 template <class Id, class DW, class DG>
 void given_router_backward(executor_ref executor, tensor_view<Id, 1> tasks,
                            tensor_view<DW, 3> d_weights, tensor_view<DG, 3> d_table) {

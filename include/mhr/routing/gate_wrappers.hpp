@@ -19,10 +19,12 @@ namespace mhr {
 /// `noise` is [entries, heads, modules], usually normal.
 template <class Gate, class U>
 struct noisy_gate {
-    Gate gate;
-    tensor_view<U, 3> noise;
-    double scale = 1;
+    Gate gate;               ///< that gets the noisy logits
+    tensor_view<U, 3> noise; ///< [entries, heads, modules]
+    double scale = 1;        ///< of the noise
 
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position& at) const noexcept {
         return gate.value(noisy(logit, at), at);
@@ -40,6 +42,7 @@ struct noisy_gate {
             "gate.scale", [] { return "a number in the range of f32"; },
             [&] { return std::to_string(scale); });
     }
+    /// @}
 
   private:
     template <class A>
@@ -48,20 +51,25 @@ struct noisy_gate {
     }
 };
 
+/// Takes both types from the arguments.
+/// @{
 template <class Gate, class U>
 noisy_gate(Gate, tensor_view<U, 3>, double) -> noisy_gate<Gate, U>;
 template <class Gate, class U>
 noisy_gate(Gate, tensor_view<U, 3>) -> noisy_gate<Gate, U>;
+/// @}
 
 /// s = keep gate(l) / (1 - probability): dropout of modules with a given mask, before they are
 /// normalised. `keep` is [entries, heads, modules] of any arithmetic type, bool included; 0 drops.
 /// A module that is dropped gets no gradient.
 template <class Gate, class K>
 struct dropout_gate {
-    Gate gate;
-    tensor_view<K, 3> keep;
+    Gate gate;              ///< whose values are dropped
+    tensor_view<K, 3> keep; ///< [entries, heads, modules]; 0 drops
     double probability = 0; ///< of being dropped, from 0 to below 1
 
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position& at) const noexcept {
         return kept(at) ? gate.value(logit, at) * factor<A>() : A(0);
@@ -78,6 +86,7 @@ struct dropout_gate {
             [] { return "a number from 0 to below 1"; },
             [&] { return std::to_string(probability); });
     }
+    /// @}
 
   private:
     bool kept(const gate_position& at) const noexcept {
@@ -89,14 +98,17 @@ struct dropout_gate {
     }
 };
 
+/// Takes both types from the arguments.
 template <class Gate, class K>
 dropout_gate(Gate, tensor_view<K, 3>, double) -> dropout_gate<Gate, K>;
 
 /// As `gate`, but the last module of each head is shared by all tasks: s = 1, without gradient.
 template <class Gate>
 struct shared_module_gate {
-    Gate gate;
+    Gate gate; ///< of the other modules
 
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position& at) const noexcept {
         return is_shared(at) ? A(1) : gate.value(logit, at);
@@ -108,11 +120,13 @@ struct shared_module_gate {
     void check(const char* function, index_t entries, index_t heads, index_t modules) const {
         gate.check(function, entries, heads, modules);
     }
+    /// @}
 
   private:
     static bool is_shared(const gate_position& at) noexcept { return at.module == at.modules - 1; }
 };
 
+/// Takes the type from the argument.
 template <class Gate>
 shared_module_gate(Gate) -> shared_module_gate<Gate>;
 

@@ -23,9 +23,9 @@ namespace mhr {
 
 /// Which weight of [entries, heads, modules] a gate is asked for.
 struct gate_position {
-    index_t entry;
-    index_t head;
-    index_t module;
+    index_t entry;   ///< of the batch, or of whatever the weights are for
+    index_t head;    ///< from 0
+    index_t module;  ///< from 0
     index_t modules; ///< how many there are
 };
 
@@ -49,6 +49,8 @@ A sigmoid_slope(A z) noexcept {
 
 /// s = l: for the normalisers that work on logits (softmax, L2).
 struct identity_gate {
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position&) const noexcept {
         return logit;
@@ -58,10 +60,13 @@ struct identity_gate {
         return A(1);
     }
     void check(const char*, index_t, index_t, index_t) const noexcept {}
+    /// @}
 };
 
 /// s = sigmoid(l): the gate of evaluation and of training without noise.
 struct sigmoid_gate {
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position&) const noexcept {
         return detail::stable_sigmoid(logit);
@@ -71,12 +76,15 @@ struct sigmoid_gate {
         return detail::sigmoid_slope(logit);
     }
     void check(const char*, index_t, index_t, index_t) const noexcept {}
+    /// @}
 };
 
 /// s = round(sigmoid(l)), half to even: 1 where sigmoid(l) > 1/2, else 0; NaN stays NaN. The
 /// gradient is that of the sigmoid: the straight-through estimator (Bengio et al. 2013, arXiv
 /// 1308.3432).
 struct straight_through_gate {
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position&) const noexcept {
         // Not logit > 0: a logit so small that its sigmoid rounds to 1/2 is off, as in PyTorch.
@@ -87,6 +95,7 @@ struct straight_through_gate {
         return detail::sigmoid_slope(logit);
     }
     void check(const char*, index_t, index_t, index_t) const noexcept {}
+    /// @}
 };
 
 /// s = sigmoid((l + log u - log(1 - u)) / temperature): a sample of the relaxed Bernoulli
@@ -99,9 +108,11 @@ struct straight_through_gate {
 /// logits beyond +-36 (f64) or +-16 (f32): inside those bounds both are the same function.
 template <class U>
 struct gumbel_sigmoid_gate {
-    tensor_view<U, 3> uniforms;
-    double temperature = 1;
+    tensor_view<U, 3> uniforms; ///< [entries, heads, modules], from 0 to 1
+    double temperature = 1;     ///< the lower, the closer to 0 or 1 are the samples
 
+    /// What every gate has (see gates.hpp).
+    /// @{
     template <class A>
     A value(A logit, const gate_position& at) const noexcept {
         return detail::stable_sigmoid(argument(logit, at));
@@ -120,6 +131,7 @@ struct gumbel_sigmoid_gate {
             [] { return "a positive number in the normal range of f32"; },
             [&] { return std::to_string(temperature); });
     }
+    /// @}
 
   private:
     template <class A>
@@ -131,9 +143,12 @@ struct gumbel_sigmoid_gate {
     }
 };
 
+/// Takes U from the uniforms.
+/// @{
 template <class U>
 gumbel_sigmoid_gate(tensor_view<U, 3>, double) -> gumbel_sigmoid_gate<U>;
 template <class U>
 gumbel_sigmoid_gate(tensor_view<U, 3>) -> gumbel_sigmoid_gate<U>;
+/// @}
 
 } // namespace mhr

@@ -36,6 +36,7 @@ void initialise_logits(std::uint64_t seed, tensor_view<T, 3> logits) {
 
 /// Logits of 0: all modules alike.
 struct zero_row {
+    /// Fills the row of a new task. Errors: a shape; overlapping elements of row.
     template <class L, class R>
     void operator()(tensor_view<L, 3> trained, tensor_view<R, 2> row) const {
         constexpr const char* function = "zero_row";
@@ -47,9 +48,11 @@ struct zero_row {
 
 /// Uniform logits in +-bound: nearly alike. A seed gives one row: take another for each new task.
 struct uniform_row {
-    std::uint64_t seed = 0;
-    double bound = initial_logit_bound;
+    std::uint64_t seed = 0;             ///< of the numbers
+    double bound = initial_logit_bound; ///< a finite number of 0 or more
 
+    /// Fills the row of a new task. Errors: a shape; overlapping elements of row; a number above
+    /// that does not fit.
     template <class L, class R>
     void operator()(tensor_view<L, 3> trained, tensor_view<R, 2> row) const {
         constexpr const char* function = "uniform_row";
@@ -65,6 +68,7 @@ struct uniform_row {
 
 /// The mean over the trained rows: what most tasks agree on. Of an empty table, zeros.
 struct mean_row {
+    /// Fills the row of a new task. Errors: a shape; overlapping elements of row.
     template <class L, class R>
     void operator()(tensor_view<L, 3> trained, tensor_view<R, 2> row) const {
         constexpr const char* function = "mean_row";
@@ -84,8 +88,10 @@ struct mean_row {
 
 /// The row of a related task.
 struct copied_row {
-    std::int64_t task = 0;
+    std::int64_t task = 0; ///< a row of the trained table
 
+    /// Fills the row of a new task. Errors: a shape; overlapping elements of row; a number above
+    /// that does not fit.
     template <class L, class R>
     void operator()(tensor_view<L, 3> trained, tensor_view<R, 2> row) const {
         constexpr const char* function = "copied_row";
@@ -117,18 +123,21 @@ class logits_table {
             [&] { return std::to_string(heads) + ", " + std::to_string(modules); });
     }
 
-    // Told by the memory rather than counted, so that a table that was moved from is empty.
+    /// Number of tasks. (Told by the memory rather than counted, so that a table that was moved
+    /// from is empty.)
     [[nodiscard]] index_t tasks() const noexcept {
         return static_cast<index_t>(logits_.size()) / (heads_ * modules_);
     }
 
     /// The logits, row-major; valid until the next task is added.
+    /// @{
     [[nodiscard]] tensor_view<T, 3> view() noexcept {
         return {logits_.data(), {tasks(), heads_, modules_}};
     }
     [[nodiscard]] tensor_view<const T, 3> view() const noexcept {
         return {logits_.data(), {tasks(), heads_, modules_}};
     }
+    /// @}
 
     /// Appends a row and returns its task id; `start` is one of those above, or any callable like
     /// them. The other rows keep their values, to the bit; if `start` throws, the table is as

@@ -10,7 +10,7 @@
 
 /// \file
 /// Uniform noise from any standard random engine, the same with every standard library (the
-/// engines are specified to the bit; the distributions of <random> are not, and are not used).
+/// engines are specified to the bit; the distributions of `<random>` are not, and are not used).
 
 namespace mhr {
 

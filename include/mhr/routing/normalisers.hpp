@@ -23,8 +23,8 @@ namespace mhr {
 
 /// The sizes that a normaliser may depend on.
 struct routing_shape {
-    index_t heads;
-    index_t modules;
+    index_t heads;   ///< of the router
+    index_t modules; ///< of each head
 };
 
 /// Added to the sum of the gates of a head, as in the code of Polytropon, MHR and PEFT; the least
@@ -33,6 +33,7 @@ inline constexpr double normaliser_epsilon = 1e-12;
 
 /// w = s / (sum of s + 1e-12). If all gates of a head are 0, so are its weights.
 struct sum_normaliser {
+    /// The weights of one head.
     template <class A, class S, class Put>
     void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         A sum = static_cast<A>(normaliser_epsilon);
@@ -57,21 +58,25 @@ struct sum_normaliser {
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, (d_w(m) - mean) / sum);
     }
+    /// Nothing can be wrong.
     void check(const char*, index_t, index_t) const noexcept {}
 };
 
 /// w = s sqrt(heads / modules): no normalisation, but the "average correction" of the code of MHR.
 struct average_correction_normaliser {
+    /// The weights of one head.
     template <class A, class S, class Put>
     void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         for (index_t m = 0; m < shape.modules; ++m)
             put(m, s(m) * factor<A>(shape));
     }
+    /// d_s = d_w sqrt(heads / modules)
     template <class A, class S, class D, class Add>
     void backward(const routing_shape& shape, S&&, D&& d_w, Add&& add) const noexcept {
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, d_w(m) * factor<A>(shape));
     }
+    /// Nothing can be wrong.
     void check(const char*, index_t, index_t) const noexcept {}
 
   private:
@@ -85,6 +90,7 @@ struct average_correction_normaliser {
 /// (identity_gate), which must be finite. Below that length the divisor is a constant, and so
 /// d_s = d_w / 1e-12.
 struct l2_normaliser {
+    /// The weights of one head.
     template <class A, class S, class Put>
     void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const A length = std::max(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
@@ -103,6 +109,7 @@ struct l2_normaliser {
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
     }
+    /// Nothing can be wrong.
     void check(const char*, index_t, index_t) const noexcept {}
 
   private:
@@ -126,8 +133,9 @@ struct l2_normaliser {
 ///
 /// Cost: kept passes over the modules (one if all are kept).
 struct softmax_normaliser {
-    index_t kept = std::numeric_limits<index_t>::max();
+    index_t kept = std::numeric_limits<index_t>::max(); ///< of each head
 
+    /// The weights of one head.
     template <class A, class S, class Put>
     void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const selection<A> chosen = select<A>(shape, s);
@@ -144,6 +152,7 @@ struct softmax_normaliser {
         for (index_t m = 0; m < shape.modules; ++m)
             if (chosen.has(m, s(m))) add(m, chosen.weight(m, s(m)) * (d_w(m) - mean));
     }
+    /// Errors: a number of kept modules below 1.
     void check(const char* function, index_t, index_t) const {
         require(
             kept >= 1, function, "normaliser.kept", [] { return "1 or more"; },

@@ -23,17 +23,20 @@ namespace mhr {
 /// has the schedule). `routing_rule{sigmoid_gate{}}` is that of Poly and MHR.
 template <class Gate, class Normaliser = sum_normaliser>
 struct routing_rule {
-    Gate gate;
-    Normaliser normaliser{};
-    double annealing = 1;
+    Gate gate;               ///< from a logit to how far a module is switched on
+    Normaliser normaliser{}; ///< from the gates of a head to its weights
+    double annealing = 1;    ///< from 1 (none) to 0 (uniform)
 };
 
+/// Takes the types from the arguments.
+/// @{
 template <class Gate>
 routing_rule(Gate) -> routing_rule<Gate>;
 template <class Gate, class Normaliser>
 routing_rule(Gate, Normaliser) -> routing_rule<Gate, Normaliser>;
 template <class Gate, class Normaliser>
 routing_rule(Gate, Normaliser, double) -> routing_rule<Gate, Normaliser>;
+/// @}
 
 namespace detail {
 

@@ -25,23 +25,32 @@ namespace mhr {
 /// Sizes of a router; PEFT's names are n_tasks, n_skills and n_splits.
 class RouterOptions {
   public:
+    /// With one head, in f32.
     RouterOptions(std::int64_t tasks, std::int64_t modules) : tasks_(tasks), modules_(modules) {}
 
+    /// Rows of the table.
     TORCH_ARG(std::int64_t, tasks);
+    /// That there are to choose from.
     TORCH_ARG(std::int64_t, modules);
+    /// That choose on their own.
     TORCH_ARG(std::int64_t, heads) = 1;
     /// Of the noise while training.
     TORCH_ARG(double, temperature) = 1;
+    /// Of the logits.
     TORCH_ARG(at::ScalarType, dtype) = at::kFloat;
 };
 
 /// Sizes of an adapted layer; PEFT's names are n_skills, r and n_splits.
 class RoutedLoraOptions {
   public:
+    /// With one head.
     RoutedLoraOptions(std::int64_t modules, std::int64_t rank) : modules_(modules), rank_(rank) {}
 
+    /// Of the inventory.
     TORCH_ARG(std::int64_t, modules);
+    /// Of each module.
     TORCH_ARG(std::int64_t, rank);
+    /// That choose on their own; they divide the features.
     TORCH_ARG(std::int64_t, heads) = 1;
     /// The factor of the adapter; 0, which would switch it off, stands for 1 / rank.
     TORCH_ARG(double, scale) = 0;
@@ -68,6 +77,7 @@ inline std::uint64_t draw_torch_seed() {
 /// for all layers (register it once, in the model), one for some of them, or one for each.
 class RouterImpl : public ::torch::nn::Module {
   public:
+    /// Errors: a number below 1; a type that is no storage type.
     explicit RouterImpl(const RouterOptions& options_) : options(options_) {
         constexpr const char* function = "Router";
         detail::require_at_least_1(function, "tasks", options.tasks());
@@ -106,7 +116,7 @@ class RouterImpl : public ::torch::nn::Module {
                                    : with_noise<float>(batch, noise);
     }
 
-    RouterOptions options;
+    RouterOptions options;    ///< as it was made
     at::Tensor module_logits; ///< [tasks, heads modules]
 
   private:
@@ -122,6 +132,7 @@ class RouterImpl : public ::torch::nn::Module {
                      routing_rule{gumbel_sigmoid_gate{uniforms, options.temperature()}}, {noise});
     }
 };
+/// `Router`, what holds a RouterImpl, as LibTorch's modules are held.
 TORCH_MODULE(Router);
 
 /// A linear layer, whose parameters are frozen, and an inventory of LoRA modules beside it:
@@ -185,11 +196,12 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
         return y.view(sizes);
     }
 
-    RoutedLoraOptions options;
-    ::torch::nn::Linear base_layer{nullptr};
-    at::Tensor poly_lora_A; ///< [heads, modules, in_features / heads, rank]
-    at::Tensor poly_lora_B; ///< [heads, modules, rank, out_features / heads]
+    RoutedLoraOptions options;               ///< as it was made
+    ::torch::nn::Linear base_layer{nullptr}; ///< frozen
+    at::Tensor poly_lora_A;                  ///< [heads, modules, in_features / heads, rank]
+    at::Tensor poly_lora_B;                  ///< [heads, modules, rank, out_features / heads]
 };
+/// `RoutedLoraLinear`, what holds a RoutedLoraLinearImpl.
 TORCH_MODULE(RoutedLoraLinear);
 
 } // namespace mhr

@@ -23,6 +23,7 @@ namespace mhr {
 /// calling thread alone. Compile with OpenMP, as LibTorch asks of all who call at::parallel_for: it
 /// runs everything in the calling thread otherwise.
 struct torch_executor {
+    /// Runs them.
     void operator()(index_t parts, parallel_body body) const {
         at::parallel_for(0, parts, 1, [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t part = first; part < last; ++part)

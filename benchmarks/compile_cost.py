@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Measures what including the library costs a compiler: processor time and the most memory of one
+compilation with -O2 (or other flags), the median of several, beside the libraries that a host might
+include anyway. Writes a table in Markdown.
+
+    benchmarks/compile_cost.py --output build/bench/compile_cost.md [--compiler c++]
+        [--flag=-O2 ...] [--include DIR ...]
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+project = pathlib.Path(__file__).resolve().parent.parent
+
+# What is compiled: a name for the table, and either the text or a file of the project.
+CASES = [
+    ("nothing", ""),
+    ("`<vector>`, `<string>`, `<algorithm>`", "#include <vector>\n#include <string>\n"
+                                              "#include <algorithm>\n"),
+    ("`<xsimd/xsimd.hpp>`", "#include <xsimd/xsimd.hpp>\n"),
+    ("`<Eigen/Dense>`", "#include <Eigen/Dense>\n"),
+    ("`<mhr/adapters/lora.hpp>`", "#include <mhr/adapters/lora.hpp>\n"),
+    ("`<mhr/mhr.hpp>`", "#include <mhr/mhr.hpp>\n"),
+    ("`<nlohmann/json.hpp>`, which the next one needs", "#include <nlohmann/json.hpp>\n"),
+    ("`<mhr/io/peft.hpp>`", "#include <mhr/io/peft.hpp>\n"),
+    ("`examples/quickstart.cpp`", project / "examples/quickstart.cpp"),
+]
+
+
+def compile_once(command):
+    """Seconds of processor time and MiB of memory, of the compiler and all that it starts."""
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"failed: {' '.join(command)}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--compiler", default="c++")
+    parser.add_argument("--flag", action="append", default=[], help="default: -O2")
+    parser.add_argument("--include", action="append", default=[], help="folders of headers")
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.runs < 1:
+        parser.error("--runs: expected 1 or more")
+
+    flags = arguments.flag or ["-O2"]
+    version = subprocess.run([arguments.compiler, "--version"], check=True, capture_output=True,
+                             text=True).stdout.splitlines()[0]
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        sources = []
+        for number, (name, content) in enumerate(CASES):
+            source = content
+            if isinstance(content, str):
+                source = folder / f"case{number}.cpp"
+                source.write_text(content)
+            sources.append((name, source))
+        common = [arguments.compiler, "-std=c++17", *flags, f"-I{project / 'include'}"]
+        common += [f"-I{directory}" for directory in arguments.include if directory]
+        results = {name: [] for name, _ in sources}
+        # In turn, so that what else the machine does disturbs all alike.
+        for _ in range(arguments.runs):
+            for name, source in sources:
+                results[name].append(compile_once(
+                    [*common, "-c", str(source), "-o", str(folder / "object.o")]))
+        for name, runs in results.items():
+            seconds, mebibytes = (statistics.median(column) for column in zip(*runs))
+            rows.append(f"| {name} | {seconds:.2f} | {mebibytes:.0f} |")
+
+    lines = ["# Cost of compiling one file", "",
+             f"{version}; `-std=c++17 {' '.join(flags)}`; median of {arguments.runs}.", "",
+             "| file, or what it includes | seconds of processor time | peak MiB |",
+             "|:---|---:|---:|", *rows, ""]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
