@@ -7,6 +7,7 @@
 #include <ostream>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -175,15 +176,23 @@ void write(const Adapter& adapter, bool as_json, std::ostream& out) {
 
 } // namespace
 
-void list_adapter(const std::filesystem::path& folder, bool as_json, std::ostream& out) {
-    const mhr::peft_config config = mhr::peft_config::read(folder);
+void list_adapter(mhr::peft_config config, mhr::safetensors_file tensors, bool as_json,
+                  std::ostream& out) {
     if (config.type() == "POLY")
-        write(mhr::poly_checkpoint(folder), as_json, out);
+        write(mhr::poly_checkpoint(mhr::poly_config(std::move(config)), std::move(tensors)),
+              as_json, out);
     else if (config.type() == "LORA")
-        write(mhr::lora_checkpoint(folder), as_json, out);
+        write(mhr::lora_checkpoint(mhr::lora_config(std::move(config)), std::move(tensors)),
+              as_json, out);
     else if (config.type() == "IA3")
-        write(mhr::ia3_checkpoint(folder), as_json, out);
+        write(mhr::ia3_checkpoint(mhr::ia3_config(std::move(config)), std::move(tensors)), as_json,
+              out);
     else
         config.fail("peft_type", "'POLY', 'LORA' or 'IA3'",
                     "'" + mhr::printable(config.type()) + "'");
+}
+
+void list_adapter(const std::filesystem::path& folder, bool as_json, std::ostream& out) {
+    list_adapter(mhr::peft_config::read(folder),
+                 mhr::safetensors_file(folder / mhr::peft_tensors_file), as_json, out);
 }

@@ -3,6 +3,13 @@
 #include <filesystem>
 #include <iosfwd>
 
+#include <mhr/io/peft_config.hpp>
+#include <mhr/io/safetensors.hpp>
+
 /// Writes what an adapter's folder holds, for people or as JSON: its layers, their shapes and types
 /// and, of a routed one, how its tasks route. Errors: mhr::error, before anything is written.
 void list_adapter(const std::filesystem::path& folder, bool as_json, std::ostream& out);
+
+/// The same of the two files.
+void list_adapter(mhr::peft_config config, mhr::safetensors_file tensors, bool as_json,
+                  std::ostream& out);

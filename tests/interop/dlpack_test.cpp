@@ -18,27 +18,12 @@
 #include "support/guarded_buffer.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
+#include "support/versioned_dlpack.hpp"
 
 using namespace mhr;
 using namespace mhr::test;
 
 namespace {
-
-#if defined(DLPACK_MAJOR_VERSION)
-using versioned = DLManagedTensorVersioned;
-#else
-// As DLPack 1.0 declares it, where the library's header is older.
-struct versioned {
-    struct {
-        std::uint32_t major;
-        std::uint32_t minor;
-    } version;
-    void* manager_ctx;
-    void (*deleter)(versioned* self);
-    std::uint64_t flags;
-    DLTensor dl_tensor;
-};
-#endif
 
 static_assert(!std::is_copy_constructible_v<owned_dlpack<>>);
 static_assert(std::is_nothrow_move_constructible_v<owned_dlpack<>>);
@@ -259,9 +244,9 @@ TEST_CASE("an owner deletes its tensor once, wherever it was moved") {
     }
     CHECK(deleted == 1);
     {
-        auto* const made = new versioned{};
+        auto* const made = new versioned_dlpack{};
         made->deleter = count<versioned>;
-        const owned_dlpack<versioned> only(made);
+        const owned_dlpack<versioned_dlpack> only(made);
     }
     CHECK(deleted == 2);
 
@@ -286,7 +271,7 @@ TEST_CASE_TEMPLATE("a view goes out and comes back, in every layout", T, MHR_TES
         CHECK(tensor.dtype.lanes == 1);
         CHECK(same(view_of<T, 4>(*plain), buffer.view()));
 
-        const auto modern = to_dlpack<versioned>(buffer.view(), nullptr);
+        const auto modern = to_dlpack<versioned_dlpack>(buffer.view(), nullptr);
         CHECK(modern->version.major == 1);
         CHECK(modern->flags == 0);
         CHECK(same(view_of<T, 4>(*modern), buffer.view()));
@@ -310,7 +295,7 @@ TEST_CASE("what goes out lives as long as its tensor") {
     // A vector itself, moved into the tensor, keeps its elements where they are.
     std::vector<double> vector(4, 2.5);
     const tensor_view<double, 1> view(vector.data(), {4});
-    const auto owned = to_dlpack<versioned>(view, std::move(vector));
+    const auto owned = to_dlpack<versioned_dlpack>(view, std::move(vector));
     CHECK(view_of<double, 1>(*owned)(3) == 2.5);
     CHECK(view_of<double, 1>(*owned).data() == view.data());
 
@@ -326,7 +311,7 @@ TEST_CASE("what goes out lives as long as its tensor") {
 TEST_CASE("constant elements go out as read-only, and do not come back as others") {
     std::array<float, 6> memory{};
     const tensor_view<const float, 2> view(memory.data(), {2, 3});
-    const auto owned = to_dlpack<versioned>(view, nullptr);
+    const auto owned = to_dlpack<versioned_dlpack>(view, nullptr);
     CHECK(owned->flags == 1);
     CHECK(same(view_of<const float, 2>(*owned, "x"), view));
     CHECK(refuses("view_of", "x", [&] { view_of<float, 2>(*owned, "x"); }));
@@ -337,7 +322,7 @@ TEST_CASE("constant elements go out as read-only, and do not come back as others
 
 TEST_CASE("another major version is refused, another minor version is not") {
     std::array<float, 6> memory{};
-    const auto owned = to_dlpack<versioned>(tensor_view<float, 2>(memory.data(), {2, 3}), nullptr);
+    const auto owned = to_dlpack<versioned_dlpack>(tensor_view<float, 2>(memory.data(), {2, 3}), nullptr);
     owned->version.minor = 7;
     CHECK_NOTHROW(view_of<float, 2>(*owned, "x"));
     for (std::uint32_t major : {0U, 2U, 0xffffffffU}) {

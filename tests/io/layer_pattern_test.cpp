@@ -101,15 +101,25 @@ TEST_CASE("layer_pattern: each construct") {
 
 TEST_CASE("layer_pattern: what is not understood is refused, not guessed") {
     for (const char* pattern :
-         {"(",     ")",     "a)",     "(a",       "[",     "[a",    "[b-a]", "*",     "+a",
-          "?",     "a**",   "a*+",    "a{2}{3}",  "{2}",   "a{",    "a{x}",  "a{2",   "a{3,2}",
-          "(?=a)", "(?!a)", "(?<=a)", "(?P<n>a)", R"(\b)", R"(\1)", R"(\)",  R"(\Z)", "(*a)"}) {
+         {"(",    ")",      "a)",    "(a",    "[",       "[a",       "[b-a]", "*",
+          "+a",   "?",      "a**",   "a*+",   "a{2}{3}", "{2}",      "a{",    "a{x}",
+          "a{2",  "a{3,2}", "(?=a)", "(?!a)", "(?<=a)",  "(?P<n>a)", R"(\b)", R"(\1)",
+          R"(\)", R"(\Z)",  "(*a)",  "^*",    "$+",      "^?a",      "a${2}"}) {
         CAPTURE(pattern);
         const auto refused = refuses("key: in", "it", [&] {
             detail::matching budget{"key: in: it"};
             (void)detail::layer_pattern(pattern, budget.where).matches("a", budget);
         });
         CHECK(refused);
+    }
+}
+
+TEST_CASE("layer_pattern: brackets have to pair inside a pattern") {
+    // Inside PEFT's `(.*\\.)?(pattern)$` each of these would be well-formed.
+    for (const char* pattern : {")|q(", ")(", ")|b1(?:\\d"}) {
+        CAPTURE(pattern);
+        detail::matching budget{"key: it"};
+        CHECK(refuses("key", "it", [&] { (void)detail::matches_layer(pattern, "q", budget); }));
     }
 }
 

@@ -114,6 +114,9 @@ class layer_pattern {
     }
 
     [[nodiscard]] bool next_is(char c) const { return at_ < text_.size() && text_[at_] == c; }
+    [[nodiscard]] bool next_is_repetition() const {
+        return next_is('*') || next_is('+') || next_is('?') || next_is('{');
+    }
     bool take(char c) {
         if (!next_is(c)) return false;
         ++at_;
@@ -172,9 +175,9 @@ class layer_pattern {
         case '.':
             return one_of(byte_set().set().reset('\n'));
         case '^':
-            return {{kind::begin}};
+            return place(kind::begin);
         case '$':
-            return {{kind::end}};
+            return place(kind::end);
         case '\\':
             return one_of(parse_escape());
         case '*':
@@ -185,6 +188,12 @@ class layer_pattern {
         default:
             return one_of(byte_set().set(static_cast<unsigned char>(c)));
         }
+    }
+
+    /// Python has nothing to repeat there.
+    fragment place(kind what) {
+        if (next_is_repetition()) fail("a repetition of '^' or '$'");
+        return {{what}};
     }
 
     static byte_set range(char first, char last) {
@@ -257,7 +266,7 @@ class layer_pattern {
             return atom;
         }
         take('?'); // lazily: the same names match
-        if (next_is('*') || next_is('+') || next_is('?') || next_is('{')) fail("two repetitions");
+        if (next_is_repetition()) fail("two repetitions");
 
         fragment result;
         for (std::size_t i = 0; i < least; ++i)
@@ -296,6 +305,7 @@ inline bool matches_layer(std::string_view pattern, std::string_view layer, matc
     const std::string_view plain = whole ? pattern.substr(1) : pattern;
     if (plain.find_first_of("\\[](){}*+?|^$") != std::string_view::npos) {
         budget.spend(8 * (pattern.size() + 8));
+        (void)layer_pattern(pattern, budget.where); // its brackets are not to pair with those below
         const std::string text = "(.*\\.)?(" + std::string(pattern) + ")$";
         return layer_pattern(text, budget.where).matches(layer, budget);
     }
