@@ -1,5 +1,6 @@
 #include "routing_summary.hpp"
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <Eigen/Core>
 
 #include <mhr/analysis/routing_statistics.hpp>
+#include <mhr/core/error.hpp>
 #include <mhr/core/executor.hpp>
 #include <mhr/core/scalar.hpp>
 #include <mhr/routing/router.hpp>
@@ -51,19 +53,37 @@ routing_summary summary_of(mhr::tensor_view<const T, 3> logits) {
     return {statistics.active_share, statistics.discreteness, statistics.efficiency, mixed};
 }
 
+/// Of the logits where they are in the file, or of a copy if they are not aligned there.
+template <class T>
+routing_summary summary_of(const mhr::poly_checkpoint& adapter,
+                           const mhr::poly_checkpoint::layer& layer) {
+    mhr::tensor_view<const T, 3> logits;
+    std::vector<T> copy;
+    try {
+        logits = adapter.logits<T>(layer);
+    } catch (const mhr::error&) {
+        const std::array<mhr::index_t, 3> extents{adapter.config().tasks(), layer.shape.heads,
+                                                  layer.shape.modules};
+        copy.resize(static_cast<std::size_t>(extents[0] * extents[1] * extents[2]));
+        adapter.read_logits(layer, mhr::tensor_view<T, 3>(copy.data(), extents));
+        logits = {copy.data(), extents};
+    }
+    return summary_of(logits);
+}
+
 } // namespace
 
 routing_summary summarise_routing(const mhr::poly_checkpoint& adapter,
                                   const mhr::poly_checkpoint::layer& layer) {
     switch (layer.logits_type) {
     case mhr::dtype::f64:
-        return summary_of(adapter.logits<double>(layer));
+        return summary_of<double>(adapter, layer);
     case mhr::dtype::f32:
-        return summary_of(adapter.logits<float>(layer));
+        return summary_of<float>(adapter, layer);
     case mhr::dtype::f16:
-        return summary_of(adapter.logits<Eigen::half>(layer));
+        return summary_of<Eigen::half>(adapter, layer);
     case mhr::dtype::bf16:
-        return summary_of(adapter.logits<Eigen::bfloat16>(layer));
+        return summary_of<Eigen::bfloat16>(adapter, layer);
     default:
         throw std::logic_error("poly_checkpoint lets no other type pass");
     }

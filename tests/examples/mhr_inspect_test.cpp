@@ -109,6 +109,22 @@ void check_export(const std::filesystem::path& folder, std::optional<std::int64_
 
 } // namespace
 
+TEST_CASE("mhr_inspect: an adapter whose tensors are not aligned is listed alike") {
+    const poly_files<float> files;
+    std::string tensors = files.tensor_bytes();
+    const std::string config = files.config_text();
+    const auto listing = [&] {
+        std::ostringstream out;
+        list_adapter(peft_config("some.file", config),
+                     safetensors_file("some.file", tensors.data(), tensors.size()), false, out);
+        return out.str();
+    };
+    const std::string aligned = listing();
+    tensors[0] = static_cast<char>(tensors[0] + 1); // the header's length
+    tensors.insert(tensors.find("}}") + 2, " ");
+    CHECK(listing() == aligned);
+}
+
 TEST_CASE("mhr_inspect: the listing of a Poly adapter, as JSON") {
     for (const char* type : {"f32", "f16", "bf16"}) {
         const auto listing = nlohmann::json::parse(listing_of(golden_adapter(type), true));
