@@ -245,7 +245,7 @@ TEST_CASE("an owner deletes its tensor once, wherever it was moved") {
     CHECK(deleted == 1);
     {
         auto* const made = new versioned_dlpack{};
-        made->deleter = count<versioned>;
+        made->deleter = count<versioned_dlpack>;
         const owned_dlpack<versioned_dlpack> only(made);
     }
     CHECK(deleted == 2);
