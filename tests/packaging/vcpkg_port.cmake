@@ -2,7 +2,7 @@
 #
 # Runs the port of vcpkg without vcpkg: what it calls is stood in for by the few lines below, which
 # configure and install as vcpkg does. Leaves the package in <folder>/packages.
-cmake_minimum_required(VERSION 3.19)
+cmake_minimum_required(VERSION 3.21)
 
 get_filename_component(project "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
 set(port_folder ${project}/cmake/packaging/vcpkg)
