@@ -266,3 +266,17 @@ TEST_CASE("bad sizes of modules") {
         adapted->forward({}, at::rand({2, 2, 3}), batch);
     }));
 }
+
+TEST_CASE("README: LibTorch") {
+    const std::int64_t tasks = 3, modules = 2, tokens = 5;
+    torch::nn::Linear linear(8, 12);
+    const Tensor task_ids = ids_of({2, -1, 0});
+    Tensor x = torch::randn({3, tokens, 8});
+    const Tensor base = linear->forward(x).detach();
+
+#include "readme/torch.inc"
+
+    CHECK(x.sizes() == base.sizes());
+    CHECK(same_bits(x[1].detach(), base[1]));
+    CHECK(weights.sizes() == at::IntArrayRef({2, 4, modules})); // of two tasks
+}
