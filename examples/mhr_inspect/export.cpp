@@ -92,7 +92,7 @@ plain_adapter::plain_adapter(const mhr::poly_checkpoint& routed, std::optional<s
             writer_.add_layer(layer.name, plain_layer(routed, layer, task, doubles_));
         else
             writer_.add_layer(layer.name, plain_layer(routed, layer, task, singles_));
-    for (const std::string& name : routed.saved())
+    for (const auto name : routed.saved())
         writer_.add_saved(routed.tensors(), name);
 }
 

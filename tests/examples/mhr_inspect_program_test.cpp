@@ -124,7 +124,8 @@ TEST_CASE("mhr_inspect, the program: truncated and bit-flipped files") {
         check_refused(case_folder(config, tensors.substr(0, tensors.size() * part / 8)).run());
     }
     check_refused(case_folder(config, tensors + '\0').run());
-    for (std::size_t byte : {0, 3, 7, 8, 20, 40, 60, 80, 100}) {
+    for (const int number : {0, 3, 7, 8, 20, 40, 60, 80, 100}) {
+        const auto byte = static_cast<std::size_t>(number);
         std::string flipped = tensors;
         flipped[byte] = static_cast<char>(flipped[byte] ^ 0x10);
         check_refused(case_folder(config, flipped).run());
@@ -189,7 +190,8 @@ TEST_CASE("mhr_inspect, the program: oversized and hostile headers") {
     check_header(members("{\"__metadata__\":{", "\":\"" + std::string(4000, 'x') + "\"") + "}}");
     const std::string empty = R"({"dtype":"U8","shape":[0,0,0,0,0,0,0,0],"data_offsets":[0,0]})";
     check_header(members("{", "\":" + empty) + "}");
-    // The most tensors, with the longest names, first unknown ones and then those of an adapter.
+    // The most tensors, with the longest names, first unknown ones, then of modules_to_save,
+    // then of an adapter.
     const auto most = [&](const std::string& prefix, const std::string& suffix) {
         const std::string name_end(50 - prefix.size() - suffix.size(), 'x');
         std::string header = "{";
@@ -200,6 +202,8 @@ TEST_CASE("mhr_inspect, the program: oversized and hostile headers") {
         return header + "}";
     };
     check_header(most("", ""));
+    const std::string saved = safetensors_bytes(most("base_model.model.", ".head"));
+    check_refused(case_folder(R"({"peft_type":"POLY","modules_to_save":["head"]})", saved).run());
     const std::string adapters = safetensors_bytes(most("base_model.model.", ".ia3_l"));
     check_refused(case_folder(R"({"peft_type":"IA3"})", adapters).run()); // no features
 }

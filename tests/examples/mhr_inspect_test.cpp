@@ -8,6 +8,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <Eigen/Core>
@@ -274,7 +275,7 @@ TEST_CASE("mhr_inspect: an export keeps what concerns the base model") {
     CHECK(fields["target_modules"] == config.json().fields()["target_modules"]);
     CHECK(fields["r"] == 2);
     CHECK(fields["lora_alpha"] == 1);
-    CHECK(plain.saved() == std::vector<std::string>{"base_model.model.head.weight"});
+    CHECK(plain.saved() == std::vector<std::string_view>{"base_model.model.head.weight"});
 
     const auto refused = [&](const char* argument, std::int64_t task,
                              const std::filesystem::path& from, const std::filesystem::path& to) {

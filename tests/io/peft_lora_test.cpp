@@ -162,10 +162,10 @@ TEST_CASE("peft_lora: variants that compute something else are refused by their 
                                      {"use_qalora", "true"},
                                      {"use_rslora", "1"},
                                      {"n_tasks", "3"}}) {
-        CAPTURE(value);
-        CHECK(refuses("peft: some.file", "key '" + key + "'", [&, k = key, v = value] {
-            (void)open(",\"r\":4,\"" + k + "\":" + v, bytes);
-        }));
+        const std::string field = ",\"" + key + "\":" + value;
+        CAPTURE(field);
+        CHECK(refuses("peft: some.file", "key '" + key + "'",
+                      [&] { (void)open(",\"r\":4" + field, bytes); }));
     }
     CHECK(refuses("peft: some.file", "key 'layers_to_transform'", [&] {
         (void)open(R"(,"r":4,"target_modules":".*","layers_to_transform":[0])", bytes);

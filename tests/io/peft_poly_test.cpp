@@ -1,5 +1,6 @@
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <Eigen/Core>
@@ -80,6 +81,23 @@ TEST_CASE("peft_poly: views of every layout, and moving what was read") {
     CHECK(compare_bitwise(many[0].logits<float>(many[0].layers()[1]), files.logits.view()));
 }
 
+TEST_CASE("peft_poly: layers come in the order of their names") {
+    poly_files<float> files;
+    files.layers = {"a.q", "a-b.q", "q", "a", "a-b", "B.v"};
+    poly_config config = files.config();
+    config.set("target_modules", nullptr);
+    poly_checkpoint_writer writer(config);
+    for (const auto& layer : files.layers)
+        writer.add_layer(layer, lora_inventory<const float>{files.a.view(), files.b.view()},
+                         files.logits.view());
+    const std::string bytes = writer.tensor_bytes();
+    std::vector<std::string> names;
+    const poly_checkpoint read = open_poly(config.json().text(), bytes);
+    for (const auto& layer : read.layers())
+        names.emplace_back(layer.name);
+    CHECK(names == std::vector<std::string>{"B.v", "a", "a-b", "a-b.q", "a.q", "q"});
+}
+
 TEST_CASE("peft_poly: the tensors of a real checkpoint survive the way there and back") {
     // Whole files, to the byte, in tests/golden_test.cpp; here through a folder.
     const std::filesystem::path golden(MHR_GOLDEN_DEFAULT_DIR);
@@ -116,9 +134,9 @@ TEST_CASE("peft_poly: modules_to_save are kept") {
 
     const poly_checkpoint read = open_poly(config.json().text(), bytes);
     CHECK(read.layers().size() == 1);
-    CHECK(read.saved() == std::vector<std::string>{"base_model.model.classifier.weight",
-                                                   "base_model.model.x.lm.head.bias"});
-    CHECK(read.tensors().view<float, 1>(read.saved()[0])(1) == 2);
+    CHECK(read.saved() == std::vector<std::string_view>{"base_model.model.classifier.weight",
+                                                        "base_model.model.x.lm.head.bias"});
+    CHECK(read.tensors().view<float, 1>(std::string(read.saved()[0]))(1) == 2);
     // Without the key, or with another name, they are unknown.
     CHECK(refuses("safetensors: some.file", "'base_model.model.classifier.weight'",
                   [&] { (void)open_poly(files.config_text(), bytes); }));

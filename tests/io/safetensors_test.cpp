@@ -116,7 +116,7 @@ TEST_CASE("safetensors: 16-bit types are viewed as they are stored") {
     CHECK(refuses(name, "'h'", [&] { (void)file.view<float, 1>("h"); }));
 
     // Copies widen them exactly, of any count, wherever they begin.
-    for (std::size_t shift : {0, 1}) {
+    for (const std::size_t shift : {std::size_t{0}, std::size_t{1}}) {
         const memory moved(std::string(whole.bytes.data(), whole.size), shift);
         tensor<float, 1> as_float({5});
         tensor<double, 1> as_double({5});

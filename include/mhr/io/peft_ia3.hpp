@@ -98,6 +98,7 @@ class ia3_checkpoint {
                                           "as 'feedforward_modules' of the configuration says");
                 layers_.push_back({name, scales.extents[inputs ? 1 : 0], inputs, scales.type});
             });
+        sort_by_name(layers_);
     }
 
     /// The configuration.
@@ -109,8 +110,8 @@ class ia3_checkpoint {
     /// In the order of their names, which are valid as long as this is.
     [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
 
-    /// Names of the tensors of modules_to_save, which are no part of a layer.
-    [[nodiscard]] const std::vector<std::string>& saved() const noexcept { return saved_; }
+    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
+    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
 
     /// The scales [features] of a layer where they are in the file. Errors: another type than they
     /// are stored as (safetensors_file::view).
@@ -135,7 +136,7 @@ class ia3_checkpoint {
     ia3_config config_;
     safetensors_file tensors_;
     std::vector<layer> layers_;
-    std::vector<std::string> saved_;
+    std::vector<std::string_view> saved_;
 };
 
 } // namespace mhr

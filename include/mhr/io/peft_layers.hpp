@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <filesystem>
@@ -98,17 +99,17 @@ split_key(std::string_view key, const std::array<std::string_view, Parts>& parts
     return {{}, 0};
 }
 
-/// Calls `use(layer, tensors)` for each layer of an adapter, in the order of their names, with one
-/// tensor for each of `parts`. Returns the names of the tensors that belong to modules_to_save.
+/// Calls `use(layer, tensors)` for each layer of an adapter, with one tensor for each of `parts`.
+/// Returns the names of the tensors that belong to modules_to_save, which are the file's.
 ///
 /// Errors: a layer that lacks a part; a tensor that is no part of a layer, nor of modules_to_save;
 /// a layer that the configuration excludes; none at all.
 template <std::size_t Parts, class Use>
-std::vector<std::string>
+std::vector<std::string_view>
 for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
                        const std::array<std::string_view, Parts>& parts, Use&& use) {
     layer_rules rules(config);
-    std::vector<std::string> saved;
+    std::vector<std::string_view> saved;
     bool any = false;
     for (const auto& [key, stored] : file.tensors()) {
         const auto [layer, part] = split_key(key, parts);
@@ -116,7 +117,7 @@ for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
             if (!rules.is_saved(key))
                 file.fail(key, "a tensor of an adapter of type " + config.type(), "an unknown one",
                           stored.first);
-            saved.push_back(key);
+            saved.emplace_back(key);
             continue;
         }
         std::array<const safetensors_tensor*, Parts> tensors{};
@@ -135,6 +136,13 @@ for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
     if (!any)
         raise("peft: " + file.name() + ": tensors: expected those of at least one layer, got none");
     return saved;
+}
+
+/// By the names of the layers: those of tensors sort otherwise, as in "a-b.weight", "a.weight".
+template <class Layer>
+void sort_by_name(std::vector<Layer>& layers) {
+    std::sort(layers.begin(), layers.end(),
+              [](const Layer& a, const Layer& b) { return a.name < b.name; });
 }
 
 /// Errors: a tensor without the given extents (any_extent: every number from 1), or of a type

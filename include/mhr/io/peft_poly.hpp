@@ -141,6 +141,7 @@ class poly_checkpoint {
                      a->type,
                      logits->type});
             });
+        sort_by_name(layers_);
     }
 
     /// The configuration.
@@ -152,8 +153,8 @@ class poly_checkpoint {
     /// In the order of their names, which are valid as long as this is.
     [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
 
-    /// Names of the tensors of modules_to_save, which are no part of a layer.
-    [[nodiscard]] const std::vector<std::string>& saved() const noexcept { return saved_; }
+    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
+    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
 
     /// The modules and the logits [tasks, heads, modules] of a layer, where they are in the file.
     /// Errors: another type than they are stored as (safetensors_file::view).
@@ -195,7 +196,7 @@ class poly_checkpoint {
     poly_config config_;
     safetensors_file tensors_;
     std::vector<layer> layers_;
-    std::vector<std::string> saved_;
+    std::vector<std::string_view> saved_;
 };
 
 /// Collects the layers of a Poly adapter and writes the folder that PEFT's `from_pretrained` reads.
@@ -230,8 +231,8 @@ class poly_checkpoint_writer {
     }
 
     /// Adds a tensor of modules_to_save as it is in the file that it came from.
-    void add_saved(const safetensors_file& file, const std::string& name) {
-        tensors_.add(file, name);
+    void add_saved(const safetensors_file& file, std::string_view name) {
+        tensors_.add(file, std::string(name));
     }
 
     /// Writes both files, in place of those that are there. Errors: they cannot be written.
