@@ -171,7 +171,7 @@ void check_poly(const poly_checkpoint& adapter) {
             layer, tensor_view<float, 3>(logits.data(), {tasks, shape.heads, shape.modules}));
     }
     if (aligned) {
-        for (const std::string& name : adapter.saved())
+        for (const auto name : adapter.saved())
             writer.add_saved(adapter.tensors(), name);
         check_written(adapter, writer, adapter.config());
     }
@@ -218,7 +218,7 @@ void check_lora(const lora_checkpoint& adapter) {
                   aligned;
     }
     if (aligned) {
-        for (const std::string& name : adapter.saved())
+        for (const auto name : adapter.saved())
             writer.add_saved(adapter.tensors(), name);
         check_written(adapter, writer, adapter.config());
     }
