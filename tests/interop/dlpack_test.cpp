@@ -322,7 +322,8 @@ TEST_CASE("constant elements go out as read-only, and do not come back as others
 
 TEST_CASE("another major version is refused, another minor version is not") {
     std::array<float, 6> memory{};
-    const auto owned = to_dlpack<versioned_dlpack>(tensor_view<float, 2>(memory.data(), {2, 3}), nullptr);
+    const auto owned =
+        to_dlpack<versioned_dlpack>(tensor_view<float, 2>(memory.data(), {2, 3}), nullptr);
     owned->version.minor = 7;
     CHECK_NOTHROW(view_of<float, 2>(*owned, "x"));
     for (std::uint32_t major : {0U, 2U, 0xffffffffU}) {
