@@ -17,7 +17,9 @@ struct adapter_input {
 
 inline adapter_input split_adapter_input(const std::uint8_t* data, std::size_t size) {
     const std::uint8_t* const nul = std::find(data, data + size, std::uint8_t(0));
-    return {{data, nul}, {std::min(nul + 1, data + size), data + size}};
+    if (nul == data + size)
+        return {{data, nul}, {}}; // no step beyond the end, nor from a null pointer
+    return {{data, nul}, {nul + 1, data + size}};
 }
 
 inline std::string join_adapter_input(const adapter_input& input) {
