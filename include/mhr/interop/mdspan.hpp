@@ -79,7 +79,7 @@ constexpr std::array<index_t, Rank> positive_strides(const tensor_view<T, Rank>&
 /// The precondition of layout_stride ([mdspan.layout.stride.cons]): in some order of the axes, each
 /// stride is at least the stride and extent before it, multiplied.
 template <class T, std::size_t Rank>
-constexpr bool fits_layout_stride(const tensor_view<T, Rank>& view) noexcept {
+bool fits_layout_stride(const tensor_view<T, Rank>& view) noexcept {
     const auto inside = [&](std::size_t inner, std::size_t outer) {
         return view.stride(outer) >= saturating_product(view.stride(inner), view.extent(inner));
     };
@@ -88,7 +88,7 @@ constexpr bool fits_layout_stride(const tensor_view<T, Rank>& view) noexcept {
         for (std::size_t other = 0; other < axis; ++other)
             if (!inside(axis, other) && !inside(other, axis)) return false;
     }
-    return is_addressable(view);
+    return is_addressable(memory_of(view));
 }
 
 } // namespace detail
