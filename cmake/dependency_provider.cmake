@@ -42,7 +42,7 @@ mhr_dependency(Catch2 PACKAGES catch2 VERSION 2.12 BELOW 3 TARGET Catch2::Catch2
     URL https://github.com/catchorg/Catch2/archive/v2.12.4.tar.gz
     SHA256 5436725bbc6ee131a0bc9545bef31f0adabbb21fbc39fb6f1b2a42c12e4f8107
     RELEASE 2.12.4 INCLUDE single_include)
-mhr_dependency(nlohmann_json PACKAGES nlohmann-json3-dev VERSION 3.7
+mhr_dependency(nlohmann_json PACKAGES nlohmann-json3-dev VERSION 3.9
     TARGET nlohmann_json::nlohmann_json
     URL https://github.com/nlohmann/json/releases/download/v3.11.3/json.tar.xz
     SHA256 d6c65aca6b1ed68e7a182f4757257b107ae403032760ed6ef121c9d55e81757d
