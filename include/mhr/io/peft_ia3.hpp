@@ -51,17 +51,17 @@ class ia3_config {
     peft_config config_;
 };
 
-/// An (IA)3 adapter, its tensors views into the file.
-class ia3_checkpoint {
-  public:
-    /// One adapted layer.
-    struct layer {
-        std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.k
-        index_t features;      ///< that are scaled
-        bool scales_inputs;    ///< or else outputs
-        dtype type;            ///< of the scales
-    };
+/// One adapted layer of an (IA)3 adapter.
+struct ia3_layer {
+    std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.k
+    index_t features;      ///< that are scaled
+    bool scales_inputs;    ///< or else outputs
+    dtype type;            ///< of the scales
+};
 
+/// An (IA)3 adapter, its tensors views into the file.
+class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer> {
+  public:
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
     /// files; a tensor without fractions.
     explicit ia3_checkpoint(const std::filesystem::path& folder,
@@ -71,47 +71,32 @@ class ia3_checkpoint {
 
     /// Takes the two from anywhere. The same errors.
     ia3_checkpoint(ia3_config config, safetensors_file tensors)
-        : config_(std::move(config)), tensors_(std::move(tensors)) {
+        : peft_checkpoint(std::move(config), std::move(tensors)) {
         using namespace detail;
         const peft_config& json = config_.json();
         auto budget = json.matching_of("feedforward_modules");
-        saved_ = for_each_adapted_layer(
-            json, tensors_, parts,
-            [&](std::string_view name, const std::array<const safetensors_tensor*, 1>& stored) {
-                const safetensors_tensor& scales = *stored[0];
-                bool inputs = scales.rank == 2 && scales.extents[0] == 1;
-                const bool listed = json.lists("feedforward_modules", budget, [&](auto part) {
-                    return ends_with(name, part); // PEFT asks for no '.' before it here
-                });
-                // A single feature fits both.
-                if (inputs && scales.extents[1] == 1) inputs = listed;
-                if (!json.has("feedforward_modules") ||
-                    json.fields()["feedforward_modules"].is_array())
-                    if (inputs != listed)
-                        json.fail("feedforward_modules",
-                                  "names of the layers whose tensors are [1, features]",
-                                  std::string(listed ? "the name of " : "none of ") +
-                                      in_quotes(name) + " with " + extents_text(scales));
-                require_adapter_tensor<2>(tensors_, peft_key(name, parts[0]), scales,
-                                          inputs ? std::array<index_t, 2>{1, any_extent}
-                                                 : std::array<index_t, 2>{any_extent, 1},
-                                          "as 'feedforward_modules' of the configuration says");
-                layers_.push_back({name, scales.extents[inputs ? 1 : 0], inputs, scales.type});
+        find_layers(parts, [&](std::string_view name,
+                               const std::array<const safetensors_tensor*, 1>& stored) {
+            const safetensors_tensor& scales = *stored[0];
+            bool inputs = scales.rank == 2 && scales.extents[0] == 1;
+            const bool listed = json.lists("feedforward_modules", budget, [&](auto part) {
+                return ends_with(name, part); // PEFT asks for no '.' before it here
             });
-        sort_by_name(layers_);
+            // A single feature fits both.
+            if (inputs && scales.extents[1] == 1) inputs = listed;
+            if (!json.has("feedforward_modules") || json.fields()["feedforward_modules"].is_array())
+                if (inputs != listed)
+                    json.fail("feedforward_modules",
+                              "names of the layers whose tensors are [1, features]",
+                              std::string(listed ? "the name of " : "none of ") + in_quotes(name) +
+                                  " with " + extents_text(scales));
+            require_adapter_tensor<2>(tensors_, peft_key(name, parts[0]), scales,
+                                      inputs ? std::array<index_t, 2>{1, any_extent}
+                                             : std::array<index_t, 2>{any_extent, 1},
+                                      "as 'feedforward_modules' of the configuration says");
+            return ia3_layer{name, scales.extents[inputs ? 1 : 0], inputs, scales.type};
+        });
     }
-
-    /// The configuration.
-    [[nodiscard]] const ia3_config& config() const noexcept { return config_; }
-
-    /// The file of its tensors.
-    [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
-
-    /// In the order of their names, which are valid as long as this is.
-    [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
-
-    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
-    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
 
     /// The scales [features] of a layer where they are in the file. Errors: another type than they
     /// are stored as (safetensors_file::view).
@@ -132,11 +117,6 @@ class ia3_checkpoint {
 
   private:
     static constexpr std::array<std::string_view, 1> parts{".ia3_l"};
-
-    ia3_config config_;
-    safetensors_file tensors_;
-    std::vector<layer> layers_;
-    std::vector<std::string_view> saved_;
 };
 
 } // namespace mhr

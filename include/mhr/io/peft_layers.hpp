@@ -19,7 +19,7 @@
 
 /// \file
 /// What the adapters of PEFT have in common on disk: the names of tensors, which layers a
-/// configuration allows, the folder.
+/// configuration allows, what is read of the folder and written to it.
 
 namespace mhr {
 
@@ -138,13 +138,6 @@ for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
     return saved;
 }
 
-/// By the names of the layers: those of tensors sort otherwise, as in "a-b.weight", "a.weight".
-template <class Layer>
-void sort_by_name(std::vector<Layer>& layers) {
-    std::sort(layers.begin(), layers.end(),
-              [](const Layer& a, const Layer& b) { return a.name < b.name; });
-}
-
 /// Errors: a tensor without the given extents (any_extent: every number from 1), or of a type
 /// without fractions.
 template <std::size_t Rank>
@@ -179,5 +172,80 @@ inline void write_adapter(const std::filesystem::path& folder, const peft_config
 }
 
 } // namespace detail
+
+/// An adapter of PEFT: its configuration, the file of its tensors, and the layers that are in it.
+/// What poly_checkpoint, lora_checkpoint and ia3_checkpoint have in common.
+template <class Config, class Layer>
+class peft_checkpoint {
+  public:
+    /// One adapted layer.
+    using layer = Layer;
+
+    /// The configuration.
+    [[nodiscard]] const Config& config() const noexcept { return config_; }
+
+    /// The file of its tensors.
+    [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
+
+    /// In the order of their names, which are valid as long as this is.
+    [[nodiscard]] const std::vector<Layer>& layers() const noexcept { return layers_; }
+
+    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
+    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
+
+  protected:
+    /// Without layers yet.
+    peft_checkpoint(Config config, safetensors_file tensors)
+        : config_(std::move(config)), tensors_(std::move(tensors)) {}
+
+    /// The layers are what `describe(name, tensors)` returns for each, with one tensor for each of
+    /// `parts`. Errors: as of for_each_adapted_layer, and those of `describe`.
+    template <std::size_t Parts, class Describe>
+    void find_layers(const std::array<std::string_view, Parts>& parts, Describe&& describe) {
+        saved_ = detail::for_each_adapted_layer(
+            config_.json(), tensors_, parts,
+            [&](std::string_view name, const std::array<const safetensors_tensor*, Parts>& stored) {
+                layers_.push_back(describe(name, stored));
+            });
+        // Names of tensors sort otherwise, as in "a-b.weight", "a.weight".
+        std::sort(layers_.begin(), layers_.end(),
+                  [](const Layer& a, const Layer& b) { return a.name < b.name; });
+    }
+
+    Config config_;            ///< as it was read
+    safetensors_file tensors_; ///< all of them
+
+  private:
+    std::vector<Layer> layers_;
+    std::vector<std::string_view> saved_;
+};
+
+/// Collects the layers of an adapter and writes the folder that PEFT reads. What it is given are
+/// views: their memory must stay till it is written.
+template <class Config>
+class peft_checkpoint_writer {
+  public:
+    /// Adds a tensor of modules_to_save as it is in the file that it came from.
+    void add_saved(const safetensors_file& file, std::string_view name) {
+        tensors_.add(file, std::string(name));
+    }
+
+    /// Writes both files, in place of those that are there. Errors: they cannot be written.
+    void write(const std::filesystem::path& folder) const {
+        detail::write_adapter(folder, config_.json(), tensors_);
+    }
+
+    /// The bytes of the file of tensors; the other one is config.json().text().
+    [[nodiscard]] std::string tensor_bytes() const { return tensors_.bytes(); }
+
+  protected:
+    /// Without layers yet.
+    explicit peft_checkpoint_writer(Config config) : config_(std::move(config)) {
+        tensors_.set_metadata("format", "pt"); // as PEFT does
+    }
+
+    Config config_;              ///< of the adapter
+    safetensors_writer tensors_; ///< those that were added
+};
 
 } // namespace mhr

@@ -180,19 +180,19 @@ class lora_config {
     peft_config config_;
 };
 
-/// A plain adapter, its tensors views into the file.
-class lora_checkpoint {
-  public:
-    /// One adapted layer.
-    struct layer {
-        std::string_view name; ///< such as model.layers.0.self_attn.q_proj
-        index_t in_features;   ///< of x
-        index_t out_features;  ///< of y
-        index_t rank;          ///< by rank_pattern, or r
-        double scale;          ///< what x a b is multiplied by
-        dtype type;            ///< of both matrices
-    };
+/// One adapted layer of a plain adapter.
+struct lora_layer {
+    std::string_view name; ///< such as model.layers.0.self_attn.q_proj
+    index_t in_features;   ///< of x
+    index_t out_features;  ///< of y
+    index_t rank;          ///< by rank_pattern, or r
+    double scale;          ///< what x a b is multiplied by
+    dtype type;            ///< of both matrices
+};
 
+/// A plain adapter, its tensors views into the file.
+class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer> {
+  public:
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
     /// files; a tensor without fractions.
     explicit lora_checkpoint(const std::filesystem::path& folder,
@@ -202,39 +202,25 @@ class lora_checkpoint {
 
     /// Takes the two from anywhere. The same errors.
     lora_checkpoint(lora_config config, safetensors_file tensors)
-        : config_(std::move(config)), tensors_(std::move(tensors)) {
+        : peft_checkpoint(std::move(config), std::move(tensors)) {
         using namespace detail;
         lora_config::layer_values values(config_);
-        saved_ = for_each_adapted_layer(
-            config_.json(), tensors_, parts,
-            [&](std::string_view name, const std::array<const safetensors_tensor*, 2>& stored) {
-                const auto& [a, b] = stored;
-                const index_t rank = values.rank(name);
-                constexpr const char* meaning = "as r and rank_pattern of the configuration say";
-                require_adapter_tensor<2>(tensors_, peft_key(name, part_a), *a, {rank, any_extent},
-                                          meaning);
-                require_adapter_tensor<2>(tensors_, peft_key(name, part_b), *b, {any_extent, rank},
-                                          meaning);
-                if (a->type != b->type)
-                    tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
-                                  b->first);
-                layers_.push_back(
-                    {name, a->extents[1], b->extents[0], rank, values.scale(name), a->type});
-            });
-        sort_by_name(layers_);
+        find_layers(parts, [&](std::string_view name,
+                               const std::array<const safetensors_tensor*, 2>& stored) {
+            const auto& [a, b] = stored;
+            const index_t rank = values.rank(name);
+            constexpr const char* meaning = "as r and rank_pattern of the configuration say";
+            require_adapter_tensor<2>(tensors_, peft_key(name, part_a), *a, {rank, any_extent},
+                                      meaning);
+            require_adapter_tensor<2>(tensors_, peft_key(name, part_b), *b, {any_extent, rank},
+                                      meaning);
+            if (a->type != b->type)
+                tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
+                              b->first);
+            return lora_layer{name, a->extents[1],      b->extents[0],
+                              rank, values.scale(name), a->type};
+        });
     }
-
-    /// The configuration.
-    [[nodiscard]] const lora_config& config() const noexcept { return config_; }
-
-    /// The file of its tensors.
-    [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
-
-    /// In the order of their names, which are valid as long as this is.
-    [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
-
-    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
-    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
 
     /// The matrices of a layer where they are in the file. Errors: another type than they are
     /// stored as (safetensors_file::view).
@@ -257,21 +243,15 @@ class lora_checkpoint {
     static constexpr std::string_view part_a = ".lora_A.weight";
     static constexpr std::string_view part_b = ".lora_B.weight";
     static constexpr std::array<std::string_view, 2> parts{part_a, part_b};
-
-    lora_config config_;
-    safetensors_file tensors_;
-    std::vector<layer> layers_;
-    std::vector<std::string_view> saved_;
 };
 
 /// Collects the layers of a plain adapter and writes the folder that PEFT and other engines read.
 /// What it is given are views: their memory must stay till it is written.
-class lora_checkpoint_writer {
+class lora_checkpoint_writer : public peft_checkpoint_writer<lora_config> {
   public:
     /// Without layers yet.
-    explicit lora_checkpoint_writer(lora_config config) : config_(std::move(config)) {
-        tensors_.set_metadata("format", "pt"); // as PEFT does
-    }
+    explicit lora_checkpoint_writer(lora_config config)
+        : peft_checkpoint_writer(std::move(config)) {}
 
     /// Adds a layer, of any strides and any of the types of tensors with fractions. Errors: a
     /// shape; another rank than the configuration's; a layer that target_modules does not name, or
@@ -286,23 +266,6 @@ class lora_checkpoint_writer {
         tensors_.add(detail::peft_key(name, lora_checkpoint::part_a), adapter.a.transpose(0, 1));
         tensors_.add(detail::peft_key(name, lora_checkpoint::part_b), adapter.b.transpose(0, 1));
     }
-
-    /// Adds a tensor of modules_to_save as it is in the file that it came from.
-    void add_saved(const safetensors_file& file, std::string_view name) {
-        tensors_.add(file, std::string(name));
-    }
-
-    /// Writes both files, in place of those that are there. Errors: they cannot be written.
-    void write(const std::filesystem::path& folder) const {
-        detail::write_adapter(folder, config_.json(), tensors_);
-    }
-
-    /// The bytes of the file of tensors; the other one is config.json().text().
-    [[nodiscard]] std::string tensor_bytes() const { return tensors_.bytes(); }
-
-  private:
-    lora_config config_;
-    safetensors_writer tensors_;
 };
 
 } // namespace mhr

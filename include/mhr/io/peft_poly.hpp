@@ -93,17 +93,17 @@ class poly_config {
     peft_config config_;
 };
 
-/// A Poly adapter, its tensors views into the file.
-class poly_checkpoint {
-  public:
-    /// One adapted layer.
-    struct layer {
-        std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.q
-        lora_shape shape;      ///< the same heads, modules and rank for all layers
-        dtype modules_type;    ///< of both matrices
-        dtype logits_type;     ///< of its router
-    };
+/// One adapted layer of a Poly adapter.
+struct poly_layer {
+    std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.q
+    lora_shape shape;      ///< the same heads, modules and rank for all layers
+    dtype modules_type;    ///< of both matrices
+    dtype logits_type;     ///< of its router
+};
 
+/// A Poly adapter, its tensors views into the file.
+class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer> {
+  public:
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
     /// files; a tensor without fractions.
     explicit poly_checkpoint(const std::filesystem::path& folder,
@@ -113,48 +113,33 @@ class poly_checkpoint {
 
     /// Takes the two from anywhere. The same errors.
     poly_checkpoint(poly_config config, safetensors_file tensors)
-        : config_(std::move(config)), tensors_(std::move(tensors)) {
+        : peft_checkpoint(std::move(config), std::move(tensors)) {
         using namespace detail;
         const index_t heads = config_.heads();
         const index_t modules = config_.modules();
         const index_t rank = config_.rank();
         const index_t columns = saturating_product(heads, modules);
-        saved_ = for_each_adapted_layer(
-            config_.json(), tensors_, parts,
-            [&](std::string_view name, const std::array<const safetensors_tensor*, 3>& stored) {
-                const auto& [a, b, logits] = stored;
-                require_adapter_tensor<4>(tensors_, peft_key(name, part_a), *a,
-                                          {heads, modules, any_extent, rank},
-                                          "as n_splits, n_skills and r of the configuration say");
-                require_adapter_tensor<4>(tensors_, peft_key(name, part_b), *b,
-                                          {heads, modules, rank, any_extent},
-                                          "as n_splits, n_skills and r of the configuration say");
-                require_adapter_tensor<2>(
-                    tensors_, peft_key(name, part_logits), *logits, {config_.tasks(), columns},
-                    "as n_tasks and n_splits n_skills of the configuration say");
-                if (a->type != b->type)
-                    tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
-                                  b->first);
-                layers_.push_back(
-                    {name,
-                     {heads, modules, heads * a->extents[2], heads * b->extents[3], rank},
-                     a->type,
-                     logits->type});
-            });
-        sort_by_name(layers_);
+        find_layers(parts, [&](std::string_view name,
+                               const std::array<const safetensors_tensor*, 3>& stored) {
+            const auto& [a, b, logits] = stored;
+            require_adapter_tensor<4>(tensors_, peft_key(name, part_a), *a,
+                                      {heads, modules, any_extent, rank},
+                                      "as n_splits, n_skills and r of the configuration say");
+            require_adapter_tensor<4>(tensors_, peft_key(name, part_b), *b,
+                                      {heads, modules, rank, any_extent},
+                                      "as n_splits, n_skills and r of the configuration say");
+            require_adapter_tensor<2>(tensors_, peft_key(name, part_logits), *logits,
+                                      {config_.tasks(), columns},
+                                      "as n_tasks and n_splits n_skills of the configuration say");
+            if (a->type != b->type)
+                tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
+                              b->first);
+            return poly_layer{name,
+                              {heads, modules, heads * a->extents[2], heads * b->extents[3], rank},
+                              a->type,
+                              logits->type};
+        });
     }
-
-    /// The configuration.
-    [[nodiscard]] const poly_config& config() const noexcept { return config_; }
-
-    /// The file of its tensors.
-    [[nodiscard]] const safetensors_file& tensors() const noexcept { return tensors_; }
-
-    /// In the order of their names, which are valid as long as this is.
-    [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
-
-    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
-    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
 
     /// The modules and the logits [tasks, heads, modules] of a layer, where they are in the file.
     /// Errors: another type than they are stored as (safetensors_file::view).
@@ -192,21 +177,15 @@ class poly_checkpoint {
     static constexpr std::string_view part_b = ".poly_lora_B";
     static constexpr std::string_view part_logits = ".poly_router.module_logits";
     static constexpr std::array<std::string_view, 3> parts{part_a, part_b, part_logits};
-
-    poly_config config_;
-    safetensors_file tensors_;
-    std::vector<layer> layers_;
-    std::vector<std::string_view> saved_;
 };
 
 /// Collects the layers of a Poly adapter and writes the folder that PEFT's `from_pretrained` reads.
 /// What it is given are views: their memory must stay till it is written.
-class poly_checkpoint_writer {
+class poly_checkpoint_writer : public peft_checkpoint_writer<poly_config> {
   public:
     /// Without layers yet.
-    explicit poly_checkpoint_writer(poly_config config) : config_(std::move(config)) {
-        tensors_.set_metadata("format", "pt"); // as PEFT does
-    }
+    explicit poly_checkpoint_writer(poly_config config)
+        : peft_checkpoint_writer(std::move(config)) {}
 
     /// Adds a layer, of any strides and any of the types of tensors with fractions; layers that
     /// share a router get the same logits, [tasks, heads, modules].
@@ -229,23 +208,6 @@ class poly_checkpoint_writer {
         tensors_.add(detail::peft_key(name, poly_checkpoint::part_logits), logits,
                      std::array<index_t, 2>{config_.tasks(), heads * modules});
     }
-
-    /// Adds a tensor of modules_to_save as it is in the file that it came from.
-    void add_saved(const safetensors_file& file, std::string_view name) {
-        tensors_.add(file, std::string(name));
-    }
-
-    /// Writes both files, in place of those that are there. Errors: they cannot be written.
-    void write(const std::filesystem::path& folder) const {
-        detail::write_adapter(folder, config_.json(), tensors_);
-    }
-
-    /// The bytes of the file of tensors; the other one is config.json().text().
-    [[nodiscard]] std::string tensor_bytes() const { return tensors_.bytes(); }
-
-  private:
-    poly_config config_;
-    safetensors_writer tensors_;
 };
 
 } // namespace mhr
