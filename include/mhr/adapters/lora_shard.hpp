@@ -5,6 +5,7 @@
 
 #include <mhr/adapters/routed_lora.hpp>
 #include <mhr/core/checks.hpp>
+#include <mhr/core/executor.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -93,10 +94,7 @@ inline lora_shard shard_of_heads(const lora_shape& whole, index_t ith, index_t n
         ith >= 0 && ith < nth, function, "ith", [&] { return "0 to " + std::to_string(nth - 1); },
         [&] { return std::to_string(ith); });
 
-    const index_t quotient = whole.heads / nth;
-    const index_t remainder = whole.heads % nth;
-    const index_t first = quotient * ith + (ith < remainder ? ith : remainder);
-    const index_t heads = quotient + (ith < remainder ? 1 : 0);
+    const auto [first, heads] = detail::share_of(whole.heads, ith, nth);
     const index_t in_block = whole.in_features / whole.heads;
     const index_t out_block = whole.out_features / whole.heads;
     return {whole,

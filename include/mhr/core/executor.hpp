@@ -41,6 +41,24 @@ struct serial_executor {
     }
 };
 
+namespace detail {
+
+struct share {
+    index_t first;
+    index_t count;
+};
+
+/// The share of participant `ith` of `nth`, in order: the first ones have one more where that does
+/// not come out even.
+constexpr share share_of(index_t parts, index_t ith, index_t nth) noexcept {
+    const index_t quotient = parts / nth;
+    const index_t remainder = parts % nth;
+    return {quotient * ith + (ith < remainder ? ith : remainder),
+            quotient + (ith < remainder ? 1 : 0)};
+}
+
+} // namespace detail
+
 /// Runs only the share of participant `ith` of `nth` (1 or more, ith below it), in the calling
 /// thread: for hosts that call an operator from every thread at once, as ggml does. All
 /// participants must make the same call, and the result is complete when the last one is done.
@@ -53,10 +71,7 @@ struct share_executor {
 
     /// Runs those of this share: consecutive parts, as many as others have or one more.
     void operator()(index_t parts, parallel_body body) const {
-        const index_t quotient = parts / nth;
-        const index_t remainder = parts % nth;
-        const index_t first = quotient * ith + (ith < remainder ? ith : remainder);
-        const index_t count = quotient + (ith < remainder ? 1 : 0);
+        const auto [first, count] = detail::share_of(parts, ith, nth);
         for (index_t part = first; part < first + count; ++part)
             body(part);
     }
