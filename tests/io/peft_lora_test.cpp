@@ -8,6 +8,7 @@
 
 #include <mhr/io/peft_lora.hpp>
 
+#include "support/bad_arguments.hpp"
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
 #include "support/guarded_buffer.hpp"
@@ -78,6 +79,22 @@ TEST_CASE_TEMPLATE("peft_lora: what is written is read, transposed as PEFT store
         CHECK(compare_bitwise(copy_a.view(), copy_as<double>(a.view()).view()));
         CHECK(compare_bitwise(copy_b.view(), copy_as<double>(b.view()).view()));
     }
+}
+
+TEST_CASE("peft_lora: a copy into a bad adapter is refused, both matrices untouched") {
+    const std::string bytes = tensors_of(4, 4);
+    const lora_checkpoint read = open(",\"r\":4", bytes);
+    const auto& layer = read.layers().front();
+    guarded_buffer<double, 2> a({layer.in_features, 4}, layout::row_major);
+    guarded_buffer<double, 2> b({4, layer.out_features}, layout::row_major);
+    const auto refused = [&](const char* argument, const lora<double>& to) {
+        return refuses(
+            "lora_checkpoint::read", argument, [&] { read.read(layer, to); }, a, b);
+    };
+    for (const auto& bad : bad_as_output(a.view()))
+        CHECK(refused("to.a", {bad.view, b.view()}));
+    for (const auto& bad : bad_as_output(b.view()))
+        CHECK(refused("to.b", {a.view(), bad.view}));
 }
 
 TEST_CASE("peft_lora: the scale is alpha / rank, or alpha / sqrt(rank)") {

@@ -9,6 +9,7 @@
 
 #include <mhr/io/peft_poly.hpp>
 
+#include "support/bad_arguments.hpp"
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
 #include "support/file_bytes.hpp"
@@ -79,6 +80,23 @@ TEST_CASE("peft_poly: views of every layout, and moving what was read") {
     many.reserve(100);
     CHECK(many[0].layers()[1].name == "encoder.v");
     CHECK(compare_bitwise(many[0].logits<float>(many[0].layers()[1]), files.logits.view()));
+}
+
+TEST_CASE("peft_poly: a copy into a bad inventory is refused, both matrices untouched") {
+    const poly_files<float> files;
+    const std::string bytes = files.tensor_bytes();
+    const poly_checkpoint read = open_poly(files.config_text(), bytes);
+    guarded_buffer<double, 4> a(files.a.extents(), layout::row_major);
+    guarded_buffer<double, 4> b(files.b.extents(), layout::row_major);
+    const auto refused = [&](const char* argument, const lora_inventory<double>& to) {
+        return refuses(
+            "poly_checkpoint::read_inventory", argument,
+            [&] { read.read_inventory(read.layers().front(), to); }, a, b);
+    };
+    for (const auto& bad : bad_as_output(a.view()))
+        CHECK(refused("to.a", {bad.view, b.view()}));
+    for (const auto& bad : bad_as_output(b.view()))
+        CHECK(refused("to.b", {a.view(), bad.view}));
 }
 
 TEST_CASE("peft_poly: layers come in the order of their names") {

@@ -234,6 +234,10 @@ class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer> {
     /// shape; overlapping elements.
     template <class T>
     void read(const layer& of, lora<T> to) const {
+        constexpr const char* function = "lora_checkpoint::read";
+        // Both, before either is written.
+        require_output(function, "to.a", to.a, {of.in_features, of.rank});
+        require_output(function, "to.b", to.b, {of.rank, of.out_features});
         tensors_.read(detail::peft_key(of.name, part_a), to.a.transpose(0, 1));
         tensors_.read(detail::peft_key(of.name, part_b), to.b.transpose(0, 1));
     }

@@ -161,6 +161,11 @@ class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer> {
     /// @{
     template <class T>
     void read_inventory(const layer& of, lora_inventory<T> to) const {
+        constexpr const char* function = "poly_checkpoint::read_inventory";
+        const auto& [heads, modules, in_features, out_features, rank] = of.shape;
+        // Both, before either is written.
+        require_output(function, "to.a", to.a, {heads, modules, in_features / heads, rank});
+        require_output(function, "to.b", to.b, {heads, modules, rank, out_features / heads});
         tensors_.read(detail::peft_key(of.name, part_a), to.a);
         tensors_.read(detail::peft_key(of.name, part_b), to.b);
     }
