@@ -24,6 +24,7 @@
 #include <mhr/analysis/task_similarity.hpp>
 #include <mhr/config.hpp>
 #include <mhr/core/checks.hpp>
+#include <mhr/core/dispatch.hpp>
 #include <mhr/core/error.hpp>
 #include <mhr/core/executor.hpp>
 #include <mhr/core/merged_axes.hpp>

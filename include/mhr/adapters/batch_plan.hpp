@@ -5,7 +5,6 @@
 #include <limits>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include <mhr/core/checks.hpp>
@@ -16,6 +15,7 @@
 /// all layers and by forward and backward.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The task of rows that only the base model serves.
 inline constexpr std::int64_t no_task = -1;
@@ -144,6 +144,12 @@ class batch_plan {
     }
 
   private:
+    /// A type of ours, so that the sort of it is, too (MHR_ISA of config.hpp).
+    struct row_of_task {
+        std::int64_t task;
+        index_t row;
+    };
+
     template <class Id>
     static void check_tasks(const char* function, const char* argument, tensor_view<Id, 1> tasks) {
         static_assert(std::is_integral_v<std::remove_const_t<Id>>, "mhr: task ids are integers");
@@ -181,11 +187,13 @@ class batch_plan {
             if (task == no_task)
                 base_rows_.push_back(row);
             else
-                sorted_.emplace_back(task, row);
+                sorted_.push_back({task, row});
     }
 
     void group() {
-        std::sort(sorted_.begin(), sorted_.end());
+        std::sort(sorted_.begin(), sorted_.end(), [](const row_of_task& a, const row_of_task& b) {
+            return a.task != b.task ? a.task < b.task : a.row < b.row;
+        });
         for (const auto& [task, row] : sorted_) {
             const auto place = static_cast<index_t>(row_order_.size());
             if (tasks_.empty() || tasks_.back() != task) {
@@ -226,7 +234,8 @@ class batch_plan {
     std::vector<index_t> row_order_;
     std::vector<index_t> base_rows_;
     std::vector<row_block> blocks_, spans_;
-    std::vector<std::pair<std::int64_t, index_t>> sorted_; // kept for its capacity
+    std::vector<row_of_task> sorted_; // kept for its capacity
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -16,6 +16,7 @@
 /// adapters/routed_ia3.hpp does the mixing as well.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -180,4 +181,5 @@ void ia3_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
     }
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

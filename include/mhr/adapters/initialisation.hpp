@@ -13,6 +13,7 @@
 /// seed, the same on every platform. Those of routers are in routing/logits.hpp.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// a: Kaiming-uniform with negative slope sqrt(5) for every module and head, that is uniform in
 /// +-1 / sqrt(in_features / heads); b: zeros, so that the adapter changes nothing at first.
@@ -30,4 +31,5 @@ void initialise_inventory(std::uint64_t seed, lora_inventory<T> inventory) {
     detail::for_each_element(b, [](T& value) { value = store<T>(accumulator_t<T>(0)); });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

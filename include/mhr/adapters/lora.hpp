@@ -20,6 +20,7 @@
 /// mixing as well.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// One plain adapter: a [in_features, rank], b [rank, out_features].
 template <class T>
@@ -359,4 +360,5 @@ void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X,
     if (b_wanted) detail::add_sums(executor, sums.b, d_adapters.b);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

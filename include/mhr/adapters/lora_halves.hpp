@@ -24,6 +24,7 @@
 /// that a host may sum the whole of these.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -233,4 +234,5 @@ void lora_expand_backward(executor_ref executor, const batch_plan& plan, tensor_
     if (wanted) detail::add_sums(executor, sums, d_adapters.b);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -21,6 +21,7 @@
 /// adapters' *outputs*, sum w_i x a_i b_i, is adapters/output_mixed_lora.hpp.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// A pool of adapters seen as an inventory, with any number of heads: nothing is copied.
 ///
@@ -107,4 +108,5 @@ void gather_lora_library(executor_ref executor, tensor_view<Adapter, 1> adapters
     });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -45,6 +45,7 @@
 /// and are the same every time for the same number of ranks if the host's all-reduce is.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// What one rank owns of a layer.
 struct lora_shard {
@@ -141,4 +142,5 @@ tensor_view<T, 2> lora_shard::of_outputs(const tensor_view<T, 2>& y) const {
     return y.block(1, first_out_feature, shape.out_features);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -25,6 +25,7 @@
 /// with mhr::average_lora_forward(executor, inventory, adapter) for the mean.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -167,4 +168,5 @@ void unmerge_ia3(executor_ref executor, tensor_view<P, 1> scales, tensor_view<W,
     detail::rescale_layer<true>("unmerge_ia3", executor, scales, weight, bias);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

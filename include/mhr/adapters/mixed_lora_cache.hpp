@@ -18,6 +18,7 @@
 /// do not change mixes once for each task, rather than once for each task of each batch.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Adapters that were mixed for tasks, in a pool of `capacity` slots.
 ///
@@ -239,4 +240,5 @@ class mixed_lora_cache {
     std::uint64_t misses_ = 0;
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -22,6 +22,7 @@
 /// adapters/routed_lora.hpp: a different function, equal to one LoRA of rank modules * rank.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -278,4 +279,5 @@ void output_mixed_lora_backward(executor_ref executor, const batch_plan& plan, t
                                               weights_of_modules, scale, d_b.transpose(1, 2));
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

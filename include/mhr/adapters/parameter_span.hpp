@@ -21,6 +21,7 @@
 ///     ... query.in(view of values), query.in(view of gradients), router.in(...)
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Where a tensor lies in a span: `first`, and dense and row-major from there on.
 template <std::size_t Rank>
@@ -142,4 +143,5 @@ tensor_view<T, Rank> parameter_place<Rank>::in(const tensor_view<T, 1>& span) co
     return {span.data() + first, extents};
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -22,6 +22,7 @@
 /// the same view with other strides (mttl's [modules, heads, ..]: `transpose(0, 1)`).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Takes the state of one layer from a workspace (or, from one without memory, tells its size): the
 /// scales mixed for each entry of the plan, [entries, features]. `A` is the accumulator type of x,
@@ -242,4 +243,5 @@ void routed_ia3_backward(executor_ref executor, const batch_plan& plan, tensor_v
         mix_ia3_backward(executor, weights, modules, d_scales, d_modules, d_weights);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -13,6 +13,7 @@
 /// applied to the rows of that task. One head is Poly, several are MHR.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The modules of one adapted layer: a [heads, modules, in_features / heads, rank] and
 /// b [heads, modules, rank, out_features / heads], as PEFT stores them. Other memory orders are the
@@ -296,4 +297,5 @@ void routed_lora_backward(executor_ref executor, const batch_plan& plan, tensor_
                      d_inventory.b, d_weights);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

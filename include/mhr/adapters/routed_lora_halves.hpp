@@ -28,6 +28,7 @@
 /// adapters/lora_halves.hpp is), but for d_weights, to which here b adds before a.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -194,4 +195,5 @@ void routed_lora_expand_backward(executor_ref executor, const batch_plan& plan,
                      d_inventory.b, d_weights);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

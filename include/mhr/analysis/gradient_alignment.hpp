@@ -14,6 +14,7 @@
 /// layer, or in pieces of any size, and no task's whole gradient has to exist.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// gram[s, t] += <gradients[s], gradients[t]>: call it once for each piece of the parameters (a
 /// layer, some rows of one), in any cut, with the gradients of all tasks to that piece.
@@ -190,4 +191,5 @@ task_alignment gradient_alignment(tensor_view<T, 2> gram) {
     return {sum / static_cast<double>(pairs), pairs};
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

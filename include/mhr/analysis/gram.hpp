@@ -15,6 +15,7 @@
 /// analysis/gradient_alignment.hpp and analysis/task_similarity.hpp share.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -192,4 +193,5 @@ void gram_cosines(tensor_view<T, 2> gram, tensor_view<double, 2> cosines) {
     }
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

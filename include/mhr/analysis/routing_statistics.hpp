@@ -16,6 +16,7 @@
 /// modules are used; and how many modules a task's weights really mix.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Three numbers in [0, 1] on a table of logits; see routing_statistics_of.
 struct routing_statistics {
@@ -153,4 +154,5 @@ void routing_entropy(tensor_view<W, 3> weights, tensor_view<Y, 2> entropy) {
                 store<Y>(detail::weights_entropy(as_const(weights.slice(0, t).slice(0, h))));
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

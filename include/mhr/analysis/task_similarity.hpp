@@ -22,6 +22,7 @@
 /// two that a heat map of a routing table wants.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// similarity[s, t] = the cosine of the tasks' weights, all heads and modules of a task as one
 /// vector. 1 on the diagonal; a task of all-zero weights has similarity 0, with itself too. Routing
@@ -179,4 +180,5 @@ void clustering_order(tensor_view<T, 2> similarity, tensor_view<index_t, 1> orde
         order(i) = clusters.order()[static_cast<std::size_t>(i)];
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -14,6 +14,7 @@
 /// The checks of the entry points. Every message names function, argument, expected and actual.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Raises "function: argument: expected EXPECTED, got ACTUAL" unless `condition` holds. The texts
 /// are made by callables, so that the good path builds no string.
@@ -200,4 +201,5 @@ inline void require_output(const char* function, const char* argument, const vie
 
 } // namespace detail
 
+} // namespace MHR_ISA
 } // namespace mhr

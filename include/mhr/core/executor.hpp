@@ -13,6 +13,7 @@
 /// same address and whose results do not depend on who runs them; an executor runs them.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// A non-owning reference to the work of a kernel: call it once with each part's number. Calls of
 /// different parts may run at the same time. It does not throw.
@@ -143,4 +144,5 @@ inline void require_every_part(const char* function, const executor_ref& executo
         [] { return "one that runs a share"; });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -8,7 +8,9 @@
 /// \file
 /// Tensors whose number of axes is known at run time, as hosts have them, as views, whose is not.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 template <std::size_t Rank>
 struct merged_axes {
@@ -41,4 +43,6 @@ merged_axes<Rank> merge_leading_axes(std::size_t count, Extent&& extent_of, Stri
     return merged;
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -6,6 +6,7 @@
 /// The executor for hosts that use OpenMP. Compile with `-fopenmp`.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Runs the parts on `threads` OpenMP threads (fewer than 1 counts as 1). Compiled without OpenMP,
 /// the parts run in the calling thread; the results are the same to the last bit.
@@ -25,4 +26,5 @@ struct openmp_executor {
     }
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

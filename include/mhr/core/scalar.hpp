@@ -2,10 +2,13 @@
 
 #include <type_traits>
 
+#include <mhr/config.hpp>
+
 /// \file
 /// Scalar types: what a view may store, and in what precision it is summed.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The type in which values stored as `T` are multiplied and summed: `float` for every 16-bit type
 /// (bf16, f16: the host's own class, such as Eigen::bfloat16, c10::Half or _Float16, that converts
@@ -40,4 +43,5 @@ constexpr T store(const A& value) noexcept {
     return static_cast<T>(static_cast<accumulator_t<T>>(value));
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -8,7 +8,9 @@
 /// One source for dense and for strided memory: inner loops are instantiated for both, and the
 /// compiler vectorises the dense one.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// A strided run of elements; with `Dense`, of stride 1.
 template <class T, bool Dense>
@@ -27,4 +29,6 @@ void specialise(bool condition, F&& f) {
         f(std::false_type{});
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -4,10 +4,13 @@
 #include <cstddef>
 #include <type_traits>
 
+#include <mhr/config.hpp>
+
 /// \file
 /// `tensor_view<T, Rank>`: how a host shows its memory to the library.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Extents, strides and positions. Signed, so that strides may be negative.
 using index_t = std::ptrdiff_t;
@@ -185,4 +188,5 @@ constexpr tensor_view<const T, Rank> as_const(const tensor_view<T, Rank>& view) 
     return view;
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -13,6 +13,7 @@
 /// Scratch memory: the caller owns it, a kernel cuts it up, nothing is allocated in between.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Alignment of everything taken from a workspace: a cache line, and the widest vector register.
 inline constexpr std::size_t workspace_alignment = 64;
@@ -111,4 +112,5 @@ inline void require_workspace(const char* function, const workspace& scratch, st
         [&] { return std::to_string(scratch.available()); });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

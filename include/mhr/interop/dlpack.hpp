@@ -27,6 +27,7 @@
 /// kDLCUDAManaged, ..) is refused, too: whether a device still writes to it is not for us to know.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -225,4 +226,5 @@ owned_dlpack<Managed> to_dlpack(const tensor_view<T, Rank>& view, Owner owner) {
     return owned_dlpack<Managed>(&made.release()->managed);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

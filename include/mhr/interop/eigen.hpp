@@ -11,6 +11,7 @@
 /// Eigen's objects as views, and views as Eigen's maps: nothing is copied either way.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -89,4 +90,5 @@ auto map_of(const tensor_view<T, 2>& view) noexcept {
         view.data(), view.extent(0), view.extent(1), strides(view.stride(0), view.stride(1)));
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -32,6 +32,7 @@
 /// the share that (ith, nth) says, whatever the two are. They neither allocate nor wait.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// An element of GGML_TYPE_F16. (ggml's own type for it is an integer.)
 struct ggml_f16 {
@@ -270,4 +271,5 @@ ggml_tensor* ggml_mix_lora_b(ggml_context* context, ggml_tensor* weights, ggml_t
 }
 /// @}
 
+} // namespace MHR_ISA
 } // namespace mhr

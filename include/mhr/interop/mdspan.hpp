@@ -16,6 +16,7 @@
 /// `mdspan` as a view, and a view as `std::mdspan`: nothing is copied either way.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -116,4 +117,5 @@ mdspan_of(const tensor_view<T, Rank>& view) {
 
 #endif
 
+} // namespace MHR_ISA
 } // namespace mhr

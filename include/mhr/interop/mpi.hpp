@@ -39,7 +39,9 @@
 /// MPI is called from the thread that calls these functions (MPI_THREAD_FUNNELED is enough),
 /// never from an executor.
 
-namespace mhr::mpi {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace mpi {
 
 namespace detail {
 
@@ -193,4 +195,6 @@ void sharded_lora_backward(MPI_Comm comm, executor_ref executor, const batch_pla
                                  d_inventory, d_weights, scratch);
 }
 
-} // namespace mhr::mpi
+} // namespace mpi
+} // namespace MHR_ISA
+} // namespace mhr

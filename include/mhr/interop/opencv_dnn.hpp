@@ -37,6 +37,7 @@
 ///     cv::Mat output = net.forward();
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The view of a matrix of one channel. Axes beyond `Rank` are one with the first: a blob
 /// [images, rows, features] is as rank 2 [images rows, features].
@@ -350,4 +351,5 @@ inline std::shared_ptr<opencv_lora_batch> share_opencv_batch(cv::dnn::Net& net) 
     return batch;
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

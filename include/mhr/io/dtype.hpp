@@ -14,6 +14,7 @@
 /// The element types of safetensors files, and which C++ type is which.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The types of a whole number of bytes, in the order by which the format's own serialiser sorts.
 enum class dtype : unsigned char {
@@ -139,4 +140,5 @@ inline bool is_little_endian() noexcept {
 
 } // namespace detail
 
+} // namespace MHR_ISA
 } // namespace mhr

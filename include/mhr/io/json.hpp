@@ -20,6 +20,7 @@
 /// time, and how much each may hold is bounded.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// What a text may contain.
 struct json_limits {
@@ -239,4 +240,5 @@ void for_each_json_member(const json_source& source, const json_limits& limits, 
                             detail::json_characters(first + source.text.size(), &position), &sax);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -23,7 +23,9 @@
 /// All ways to match are followed at the same time, so that no pattern takes more than the product
 /// of its length and the name's; what a file may spend in all is bounded, too.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// What may still be spent on matching for one key of a configuration.
 struct matching {
@@ -318,4 +320,6 @@ inline bool matches_layer(std::string_view pattern, std::string_view layer, matc
                                  [](char p, char c) { return p == c || p == '.'; });
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

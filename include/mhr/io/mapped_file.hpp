@@ -27,6 +27,7 @@
 /// The bytes of a whole file, in memory without a copy where the platform can do that.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// How a file's bytes come into memory.
 enum class file_access {
@@ -147,4 +148,5 @@ class mapped_file {
     std::unique_ptr<std::byte[]> copy_; ///< null if mapped, or of nothing
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -27,6 +27,7 @@
 /// not known here, is an error that names it: "peft: FILE: key 'r': expected ..., got ...".
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The name of the file in an adapter's folder.
 inline constexpr const char* peft_config_file = "adapter_config.json";
@@ -240,4 +241,5 @@ class peft_config {
     nlohmann::ordered_json fields_;
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -21,6 +21,7 @@
 /// (feedforward_modules).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The configuration of an (IA)3 adapter (PEFT's IA3Config).
 class ia3_config {
@@ -119,4 +120,5 @@ class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer> {
     static constexpr std::array<std::string_view, 1> parts{".ia3_l"};
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

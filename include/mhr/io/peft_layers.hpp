@@ -22,6 +22,7 @@
 /// configuration allows, what is read of the folder and written to it.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The name of the file in an adapter's folder.
 inline constexpr const char* peft_tensors_file = "adapter_model.safetensors";
@@ -248,4 +249,5 @@ class peft_checkpoint_writer {
     safetensors_writer tensors_; ///< those that were added
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -30,6 +30,7 @@
 /// Variants that compute something else (DoRA, aLoRA, biases, convolutions, ...) are errors.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The configuration of a plain adapter (PEFT's LoraConfig).
 class lora_config {
@@ -272,4 +273,5 @@ class lora_checkpoint_writer : public peft_checkpoint_writer<lora_config> {
     }
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -20,6 +20,7 @@
 /// (adapters/lora_library.hpp).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Plain adapters of one base model, of whatever ranks, scales, types and layers, seen layer by
 /// layer. The adapters must outlive it.
@@ -119,4 +120,5 @@ class lora_checkpoint_library {
     std::vector<layer> layers_;
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

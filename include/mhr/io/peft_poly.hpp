@@ -29,6 +29,7 @@
 /// which are inventory.a, inventory.b and the logits as they lie; the scale is 1 / r.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The configuration of a Poly adapter (PEFT's PolyConfig).
 class poly_config {
@@ -215,4 +216,5 @@ class poly_checkpoint_writer : public peft_checkpoint_writer<poly_config> {
     }
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

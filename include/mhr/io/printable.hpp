@@ -4,11 +4,14 @@
 #include <string>
 #include <string_view>
 
+#include <mhr/config.hpp>
+
 /// \file
 /// Text out of files in messages: what a file says must neither break a line, nor move a terminal's
 /// cursor, nor fill a screen.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The text with everything but printable ASCII as `\\xNN`, cut off after `longest` characters.
 /// Cost: what it returns, however long the text.
@@ -33,4 +36,5 @@ inline std::string in_quotes(std::string_view text) {
 }
 } // namespace detail
 
+} // namespace MHR_ISA
 } // namespace mhr

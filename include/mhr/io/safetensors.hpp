@@ -33,6 +33,7 @@
 /// header.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// One tensor of a file.
 struct safetensors_tensor {
@@ -398,4 +399,5 @@ class safetensors_file {
     std::map<std::string, safetensors_tensor> tensors_;
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

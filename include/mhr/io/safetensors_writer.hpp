@@ -30,6 +30,7 @@
 /// writes several pieces of metadata in any order; here they are sorted.)
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -258,4 +259,5 @@ class safetensors_writer {
     std::map<std::pair<dtype, std::string>, entry, order> tensors_;
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

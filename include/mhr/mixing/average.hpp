@@ -7,6 +7,7 @@
 /// equals uniform routing to the last bit.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -60,4 +61,5 @@ void average_backward(executor_ref executor, tensor_view<D, 3> d_average,
                  as_const(d_modules), d_average.prepend_axis(), d_modules, tensor_view<A, 3>{});
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

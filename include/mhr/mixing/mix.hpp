@@ -14,6 +14,7 @@
 /// (adapters/routed_lora.hpp makes those of LoRA).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -123,4 +124,5 @@ void mix_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<
     });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -6,7 +6,9 @@
 /// Oracle of the Gram matrices of gradients: plain loops from the formula, generic in the scalar
 /// type. No checks.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// gram[s, t] += <g_s, g_t> with the gradient of each module, g_t[h, m, p, q] =
 /// weights[t, h, m] d_mixed[t, h, p, q], multiplied out: nothing is factorised.
@@ -26,4 +28,6 @@ void routed_gradient_gram(tensor_view<const S, 3> weights, tensor_view<const S, 
         }
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

@@ -6,7 +6,9 @@
 /// Oracle of (IA)3 with one vector of scales per row: plain loops from the formulas, generic in the
 /// scalar type. No checks.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// y[row, i] = x[row, i] scales[t, i] with t = entry_of_row[row]; y[row] = x[row] where t is
 /// negative.
@@ -33,4 +35,6 @@ void ia3_backward(tensor_view<const index_t, 1> entry_of_row, tensor_view<const 
         }
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

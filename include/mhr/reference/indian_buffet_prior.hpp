@@ -3,11 +3,15 @@
 #include <cmath>
 #include <vector>
 
+#include <mhr/config.hpp>
+
 /// \file
 /// Oracle of the Indian-buffet-process prior: the formula with the Gamma function for the
 /// factorials, so that it may be differentiated by the numbers of users. No checks, no speed.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// -log P(Z) = -K log(concentration) + sum over tasks n of log(new_n!) + concentration H_N
 ///             - sum over columns k of log((N - u_k)! (u_k - 1)! / N!)
@@ -27,4 +31,6 @@ S indian_buffet_prior(const std::vector<S>& users, const std::vector<S>& new_col
     return result;
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

@@ -6,7 +6,9 @@
 /// Oracle of LoRA with one adapter per row: plain loops from the formulas, generic in the scalar
 /// type. No checks.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// y[row, o] += scale sum over k of (sum over i of x[row, i] a[t, i, k]) b[t, k, o] with
 /// t = adapter_of_row[row]; rows with a negative t keep their y.
@@ -48,4 +50,6 @@ void lora_backward(tensor_view<const index_t, 1> adapter_of_row, tensor_view<con
     }
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

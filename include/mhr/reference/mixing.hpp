@@ -5,7 +5,9 @@
 /// \file
 /// Oracle of the mixing: plain loops from the formulas, generic in the scalar type. No checks.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// mixed[n, h, p, q] = sum over modules of weights[n, h, m] modules[h, m, p, q]
 /// (MHR, Caccia et al. 2023, section 3).
@@ -41,4 +43,6 @@ void mix_backward(tensor_view<const S, 3> weights, tensor_view<const S, 4> modul
                     }
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

@@ -6,7 +6,9 @@
 /// Oracle of LoRA with mixed outputs: plain loops from the formulas, generic in the scalar type. No
 /// checks.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// y[row, o] += scale sum over m, k of weights[t, m] (sum over i of x[row, i] a[m, i, k]) b[m, k,
 /// o] with t = entry_of_row[row]; rows with a negative t keep their y.
@@ -56,4 +58,6 @@ void output_mixed_lora_backward(tensor_view<const index_t, 1> entry_of_row,
     }
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

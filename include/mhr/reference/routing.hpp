@@ -12,7 +12,9 @@
 /// Oracle of the router: plain loops from the formulas, generic in the scalar type (double,
 /// long double, std::complex<double> for complex-step derivatives). No checks, no speed.
 
-namespace mhr::reference {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace reference {
 
 /// The gates of routing/gates.hpp; with uniforms, that of the Gumbel-sigmoid's argument.
 enum class gate_kind { identity, sigmoid, straight_through };
@@ -246,4 +248,6 @@ void router_backward(tensor_view<const S, 3> logits, tensor_view<const index_t, 
         }
 }
 
-} // namespace mhr::reference
+} // namespace reference
+} // namespace MHR_ISA
+} // namespace mhr

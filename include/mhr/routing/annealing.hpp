@@ -12,6 +12,7 @@
 /// 2211.03831).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// `routing_rule::annealing` at a step of a training: 1 until the last `annealing_steps` steps,
 /// then cos(n / annealing_steps pi / 2), n from 0 to annealing_steps, so that at `total_steps` the
@@ -33,4 +34,5 @@ inline double annealing_at(index_t step, index_t total_steps, index_t annealing_
     return std::cos(static_cast<double>(n) / static_cast<double>(annealing_steps) * half_pi);
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -11,6 +11,7 @@
 /// weights go where those of router_forward go.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// weights[n, h, m] = 1 if m = tasks[n], else 0: each task has a module of its own.
 ///
@@ -101,4 +102,5 @@ void given_router_backward(executor_ref executor, tensor_view<Id, 1> tasks,
     });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -14,6 +14,7 @@
 /// compose, as in `shared_module_gate{dropout_gate{sigmoid_gate{}, keep, 0.1}}`.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// s = gate(l + scale noise): noisy logits, as mixtures of experts draw them before a softmax.
 /// `noise` is [entries, heads, modules], usually normal.
@@ -130,4 +131,5 @@ struct shared_module_gate {
 template <class Gate>
 shared_module_gate(Gate) -> shared_module_gate<Gate>;
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -20,6 +20,7 @@
 /// another one (routing/gate_wrappers.hpp).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Which weight of [entries, heads, modules] a gate is asked for.
 struct gate_position {
@@ -151,4 +152,5 @@ template <class U>
 gumbel_sigmoid_gate(tensor_view<U, 3>) -> gumbel_sigmoid_gate<U>;
 /// @}
 
+} // namespace MHR_ISA
 } // namespace mhr

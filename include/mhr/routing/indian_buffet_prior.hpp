@@ -26,6 +26,7 @@
 /// takes what *all* tasks use from what task n uses).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -138,4 +139,5 @@ void indian_buffet_prior_backward(tensor_view<L, 3> logits, double factor,
         }
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -17,6 +17,7 @@
 /// table that grows by such rows.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Bound of the first logits: a router starts close to uniform.
 inline constexpr double initial_logit_bound = 1e-3;
@@ -158,4 +159,5 @@ class logits_table {
     std::vector<T> logits_;
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

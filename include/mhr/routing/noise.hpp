@@ -13,6 +13,7 @@
 /// engines are specified to the bit; the distributions of `<random>` are not, and are not used).
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 namespace detail {
 
@@ -84,4 +85,5 @@ void draw_uniforms(Engine& engine, tensor_view<U, Rank> uniforms) {
         uniforms, [&](U& value) { value = store<U>(detail::draw_uniform<A, bits>(engine)); });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -20,6 +20,7 @@
 /// `s` and `d_w` are functions that are called as often as need be: nothing is stored.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The sizes that a normaliser may depend on.
 struct routing_shape {
@@ -202,4 +203,5 @@ struct softmax_normaliser {
     }
 };
 
+} // namespace MHR_ISA
 } // namespace mhr

@@ -17,6 +17,7 @@
 /// add to the same d_weights, run the backward once.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// How logits become weights: a gate for each module, a normaliser for each head, then annealing
 /// to uniform, w = annealing w' + (1 - annealing) / modules, with 1 for none (routing/annealing.hpp
@@ -148,4 +149,5 @@ void router_backward(executor_ref executor, tensor_view<L, 3> logits, tensor_vie
     });
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

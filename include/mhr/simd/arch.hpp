@@ -9,12 +9,17 @@
 
 #include <mhr/core/tensor_view.hpp>
 
+#ifdef XSIMD_NO_SUPPORTED_ARCHITECTURE
+#error "mhr: xsimd finds no vector instructions with these flags (32-bit x86 needs -msse2)"
+#endif
+
 /// \file
 /// What the kernels ask of xsimd, and the only place that knows its versions: 8.1 and newer. The
 /// architecture is a parameter of every kernel, so that kernels compiled for different ones never
 /// share a symbol.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// The best architecture that the compiler was told of: what kernels use unless asked otherwise.
 using default_arch = xsimd::default_arch;
@@ -105,4 +110,5 @@ template <cache To, index_t Bytes>
 
 } // namespace detail
 
+} // namespace MHR_ISA
 } // namespace mhr

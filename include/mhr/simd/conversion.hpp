@@ -15,7 +15,9 @@
 /// converted in vectors, whatever the host's class for them is called; every other type converts
 /// itself.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// What the bits of a 16-bit class mean.
 enum class format { other, bf16, f16 };
@@ -121,4 +123,6 @@ void write_run(const A* from, index_t count, T* to, index_t stride) noexcept {
         to[i * stride] = store<T>(from[i]);
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

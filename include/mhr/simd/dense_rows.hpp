@@ -14,7 +14,9 @@
 /// the last columns of a width that is no multiple of a vector) are copied to the stack, a chunk of
 /// columns at a time.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// Numbers of rows of a matrix.
 struct row_set {
@@ -190,4 +192,6 @@ class dense_output_rows {
     A* pointers_[Rows];
 };
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -12,7 +12,9 @@
 /// Vectors of f32 from and to the bits of the two common 16-bit formats: by the instructions of the
 /// architecture where it has them (xsimd does not offer these), else by integer arithmetic.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 template <class Arch>
 using bits_vector = vector<std::int32_t, Arch>;
@@ -191,4 +193,6 @@ struct f16_vectors {
     }
 };
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -17,7 +17,9 @@
 ///
 /// Not checked: the entry points of mixing/ have done that.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// Outputs, and inputs, of which the runs are kept in L1 beside each other.
 inline constexpr index_t module_group = 8;
@@ -337,4 +339,6 @@ void mix_blocks_backward(tensor_view<const W, 2> weights, tensor_view<const M, 3
     });
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -22,7 +22,9 @@
 ///
 /// Not checked: the entry points of adapters/ have done that.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// Rows that are computed together, and terms or results along the rank.
 inline constexpr index_t row_group = 12;
@@ -143,4 +145,6 @@ void add_outer_products(row_set rows, tensor_view<const X, 2> wide, tensor_view<
     });
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -17,7 +17,9 @@
 /// 3 x 4 sums, whose terms are all loaded, or 4 x 2 (6 x 2) columns, whose coefficients take one.
 /// The order of each result's sum does not depend on the tile that it is in.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// Calls `f(first, size)` for tiles that cover [0, count), each of the largest of the given
 /// (descending) sizes that fits; the size is a constant. The last size is 1.
@@ -304,4 +306,6 @@ void add_combinations(const A* const* coefficients, const T* const* v, index_t d
         for_tiles<4, 2, 1>(c_rows, rows);
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -10,7 +10,9 @@
 /// Matrices of any strides and storage type, copied to and from dense rows of the type of sums. The
 /// case that matters, rows of one being columns of the other, goes through registers.
 
-namespace mhr::detail {
+namespace mhr {
+inline namespace MHR_ISA {
+namespace detail {
 
 /// As many rows of 16 bytes as there are elements in 16 bytes.
 template <class A, class Arch>
@@ -108,4 +110,6 @@ void copy_out(const A* from, index_t from_stride, tensor_view<T, 2> to) noexcept
     }
 }
 
-} // namespace mhr::detail
+} // namespace detail
+} // namespace MHR_ISA
+} // namespace mhr

@@ -25,6 +25,7 @@
 /// are not computed; those of gradients (`create_graph`) are refused when they are asked for.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// A batch as routed layers see it: its rows grouped into entries, and the task of each entry.
 struct routed_batch {
@@ -360,4 +361,5 @@ at::Tensor route(const at::Tensor& logits, const std::shared_ptr<const routed_ba
         c10::make_intrusive<detail::route_call<rule_type>>(batch, rule, std::move(keep_alive)));
 }
 
+} // namespace MHR_ISA
 } // namespace mhr

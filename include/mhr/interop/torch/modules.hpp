@@ -21,6 +21,7 @@
 /// names and shapes of PEFT's Poly.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// Sizes of a router; PEFT's names are n_tasks, n_skills and n_splits.
 class RouterOptions {
@@ -204,4 +205,5 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
 /// `RoutedLoraLinear`, what holds a RoutedLoraLinearImpl.
 TORCH_MODULE(RoutedLoraLinear);
 
+} // namespace MHR_ISA
 } // namespace mhr

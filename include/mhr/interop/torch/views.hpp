@@ -18,6 +18,7 @@
 /// Tensors of LibTorch as views and views as tensors, without a copy; and its threads.
 
 namespace mhr {
+inline namespace MHR_ISA {
 
 /// LibTorch's threads, as many as `at::get_num_threads()` says; inside of its parallel regions, the
 /// calling thread alone. Compile with OpenMP, as LibTorch asks of all who call at::parallel_for: it
@@ -138,4 +139,5 @@ at::Tensor torch_tensor_of(const tensor_view<T, Rank>& view) {
                          at::TensorOptions().dtype(c10::CppTypeToScalarType<V>::value));
 }
 
+} // namespace MHR_ISA
 } // namespace mhr
