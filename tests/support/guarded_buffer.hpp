@@ -11,6 +11,7 @@
 
 #include <mhr/core/tensor_view.hpp>
 
+#include "support/combinations.hpp"
 #include "support/positions.hpp"
 
 /// \file
@@ -26,8 +27,9 @@ enum class layout {
     misaligned,   ///< row-major, one element off the alignment of vector registers
 };
 
-inline constexpr std::array<layout, 5> all_layouts{
-    layout::row_major, layout::padded, layout::column_major, layout::reversed, layout::misaligned};
+inline constexpr std::array all_layouts{
+    layout::column_major,
+    layout::reversed MHR_TEST_ALSO(layout::row_major, layout::padded, layout::misaligned)};
 
 inline std::string name_of(layout order) {
     switch (order) {

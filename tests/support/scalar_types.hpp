@@ -5,19 +5,11 @@
 
 #include <Eigen/Core>
 
+#include "support/combinations.hpp"
 #include "support/precision.hpp"
 
 /// \file
 /// The scalar types that kernels are tested with.
-
-/// Ends a list of types by more of them, but where MHR_TEST_FEW_TYPES is 1: under sanitizers each
-/// combination of types takes up to half a minute to compile, and what they look for differs little
-/// between the types.
-#if MHR_TEST_FEW_TYPES
-#define MHR_TEST_ALSO(...)
-#else
-#define MHR_TEST_ALSO(...) , __VA_ARGS__
-#endif
 
 /// For TEST_CASE_TEMPLATE: every storage type, and those that sums are kept in.
 #define MHR_TEST_STORAGE_TYPES double, float, Eigen::bfloat16, Eigen::half
