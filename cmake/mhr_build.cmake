@@ -18,8 +18,8 @@ function(mhr_strict_warnings target)
     endif()
 endfunction()
 
-# Everything that a target of ours has in common: the library, strict warnings, MHR_MARCH and
-# MHR_SANITIZE.
+# Everything that a target of ours has in common: the library, strict warnings, MHR_MARCH,
+# MHR_SANITIZE and MHR_COVERAGE.
 function(mhr_build_options target)
     target_link_libraries(${target} PRIVATE mhr::mhr)
     mhr_strict_warnings(${target})
@@ -32,6 +32,12 @@ function(mhr_build_options target)
         if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
             target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-uninitialized)
         endif()
+    endif()
+    if(MHR_COVERAGE)
+        # The library alone, which keeps the tests fast; tests run threads.
+        target_compile_options(${target} PRIVATE --coverage -fprofile-update=atomic
+            "-fprofile-filter-files=.*/include/mhr/.*")
+        target_link_options(${target} PRIVATE --coverage)
     endif()
     if(MHR_SANITIZE)
         list(JOIN MHR_SANITIZE "," sanitizers)
