@@ -17,7 +17,7 @@
 
 // What of a batch depends on what else is in it, and in which order: docs of
 // adapters/batch_plan.hpp. (That nothing depends on threads and executors is shown for all kernels
-// in every_kernel_test.cpp.)
+// in adapters/every_kernel_test.cpp.)
 
 using namespace mhr;
 using namespace mhr::test;
