@@ -72,6 +72,9 @@ class every_kernel {
         add_analysis();
     }
 
+    every_kernel(const every_kernel&) = delete; // kernels point into it
+    every_kernel& operator=(const every_kernel&) = delete;
+
     [[nodiscard]] const std::vector<kernel>& kernels() const { return kernels_; }
 
     /// The elements of a tensor as they are now, in an order that no layout changes.
@@ -156,26 +159,26 @@ class every_kernel {
         const routing_rule discrete{straight_through_gate{}};
         const routing_rule evaluation{sigmoid_gate{}}; // last: its weights are those of the layers
         const auto add_rule = [&](const char* name, const auto& rule) {
-            add_one_phase(std::string("router_forward, ") + name, [=, this_ = this](auto executor) {
-                router_forward(executor, logits, this_->plan_.tasks(), rule, this_->weights_);
+            add_one_phase(std::string("router_forward, ") + name, [=, &all = *this](auto executor) {
+                router_forward(executor, logits, all.plan_.tasks(), rule, all.weights_);
             });
             add_one_phase(std::string("router_backward, ") + name,
-                          [=, this_ = this](auto executor) {
-                              router_backward(executor, logits, this_->plan_.tasks(), rule,
-                                              this_->d_weights_, d_logits);
+                          [=, &all = *this](auto executor) {
+                              router_backward(executor, logits, all.plan_.tasks(), rule,
+                                              all.d_weights_, d_logits);
                           });
         };
         const auto others = make_gradient<3>(extents);
-        add_one_phase("private_router_forward", [=](auto executor) {
-            private_router_forward(executor, plan_.tasks(), others);
+        add_one_phase("private_router_forward", [=, &all = *this](auto executor) {
+            private_router_forward(executor, all.plan_.tasks(), others);
         });
         add_one_phase("average_router_forward",
                       [=](auto executor) { average_router_forward(executor, others); });
-        add_one_phase("given_router_forward", [=](auto executor) {
-            given_router_forward(executor, logits, plan_.tasks(), others);
+        add_one_phase("given_router_forward", [=, &all = *this](auto executor) {
+            given_router_forward(executor, logits, all.plan_.tasks(), others);
         });
-        add_one_phase("given_router_backward", [=](auto executor) {
-            given_router_backward(executor, plan_.tasks(), d_weights_, d_logits);
+        add_one_phase("given_router_backward", [=, &all = *this](auto executor) {
+            given_router_backward(executor, all.plan_.tasks(), all.d_weights_, d_logits);
         });
         const auto memory = make_memory(indian_buffet_prior_workspace_size(table_tasks));
         const auto prior = make<double, 1>({1}, layout::row_major);
@@ -193,15 +196,19 @@ class every_kernel {
     void add_mixing() {
         const auto mixed = make_gradient<4>({plan_.entries(), heads, in_block, rank});
         const auto average = make_gradient<3>({heads, in_block, rank});
-        add_one_phase("mix_forward",
-                      [=](auto executor) { mix_forward(executor, weights_, inventory_.a, mixed); });
-        add_one_phase("mix_backward", [=](auto executor) {
-            mix_backward(executor, weights_, inventory_.a, mixed, d_inventory_.a, d_weights_);
+        add_one_phase("mix_forward", [=, &all = *this](auto executor) {
+            mix_forward(executor, all.weights_, all.inventory_.a, mixed);
         });
-        add_one_phase("average_forward",
-                      [=](auto executor) { average_forward(executor, inventory_.a, average); });
-        add_one_phase("average_backward",
-                      [=](auto executor) { average_backward(executor, average, d_inventory_.a); });
+        add_one_phase("mix_backward", [=, &all = *this](auto executor) {
+            mix_backward(executor, all.weights_, all.inventory_.a, mixed, all.d_inventory_.a,
+                         all.d_weights_);
+        });
+        add_one_phase("average_forward", [=, &all = *this](auto executor) {
+            average_forward(executor, all.inventory_.a, average);
+        });
+        add_one_phase("average_backward", [=, &all = *this](auto executor) {
+            average_backward(executor, average, all.d_inventory_.a);
+        });
     }
 
     void add_lora() {
@@ -215,37 +222,39 @@ class every_kernel {
         const auto d_hidden = make_gradient<2>({rows, rank});
         const workspace memory =
             make_memory(lora_backward_workspace_size<float>(plan_, in, out, rank));
-        add_one_phase("mix_lora_forward", [=](auto executor) {
-            mix_lora_forward(executor, weights_, inventory_, adapters);
+        add_one_phase("mix_lora_forward", [=, &all = *this](auto executor) {
+            mix_lora_forward(executor, all.weights_, all.inventory_, adapters);
         });
-        add_one_phase("lora_forward", [=](auto executor) {
-            lora_forward(executor, plan_, x_, adapters, scale, y_, hidden);
+        add_one_phase("lora_forward", [=, &all = *this](auto executor) {
+            lora_forward(executor, all.plan_, all.x_, adapters, scale, all.y_, hidden);
         });
-        add("lora_backward", [=](auto executor) {
-            lora_backward(executor, plan_, x_, adapters, scale, hidden, d_y_, d_x_, d_adapters,
-                          memory);
+        add("lora_backward", [=, &all = *this](auto executor) {
+            lora_backward(executor, all.plan_, all.x_, adapters, scale, hidden, all.d_y_, all.d_x_,
+                          d_adapters, memory);
         });
-        add_one_phase("mix_lora_backward", [=](auto executor) {
-            mix_lora_backward(executor, weights_, inventory_, d_adapters, d_inventory_, d_weights_);
+        add_one_phase("mix_lora_backward", [=, &all = *this](auto executor) {
+            mix_lora_backward(executor, all.weights_, all.inventory_, d_adapters, all.d_inventory_,
+                              all.d_weights_);
         });
-        add_one_phase("lora_project_forward", [=](auto executor) {
-            lora_project_forward(executor, plan_, x_, adapters, hidden);
+        add_one_phase("lora_project_forward", [=, &all = *this](auto executor) {
+            lora_project_forward(executor, all.plan_, all.x_, adapters, hidden);
         });
-        add_one_phase("lora_expand_forward", [=](auto executor) {
-            lora_expand_forward(executor, plan_, hidden, adapters, scale, y_);
+        add_one_phase("lora_expand_forward", [=, &all = *this](auto executor) {
+            lora_expand_forward(executor, all.plan_, hidden, adapters, scale, all.y_);
         });
-        add("lora_expand_backward", [=](auto executor) {
-            lora_expand_backward(executor, plan_, hidden, adapters, scale, d_y_, d_hidden,
+        add("lora_expand_backward", [=, &all = *this](auto executor) {
+            lora_expand_backward(executor, all.plan_, hidden, adapters, scale, all.d_y_, d_hidden,
                                  d_adapters, memory);
         });
-        add("lora_project_backward", [=](auto executor) {
-            lora_project_backward(executor, plan_, x_, adapters, d_hidden, d_x_, d_adapters,
-                                  memory);
+        add("lora_project_backward", [=, &all = *this](auto executor) {
+            lora_project_backward(executor, all.plan_, all.x_, adapters, d_hidden, all.d_x_,
+                                  d_adapters, memory);
         });
-        add_one_phase("average_lora_forward",
-                      [=](auto executor) { average_lora_forward(executor, inventory_, average); });
-        add_one_phase("average_lora_backward", [=](auto executor) {
-            average_lora_backward(executor, average, d_inventory_);
+        add_one_phase("average_lora_forward", [=, &all = *this](auto executor) {
+            average_lora_forward(executor, all.inventory_, average);
+        });
+        add_one_phase("average_lora_backward", [=, &all = *this](auto executor) {
+            average_lora_backward(executor, average, all.d_inventory_);
         });
     }
 
@@ -253,23 +262,26 @@ class every_kernel {
         const auto state = make_state();
         const workspace memory =
             make_memory(routed_lora_backward_workspace_size<float>(plan_, shape));
-        add("routed_lora_forward", [=](auto executor) {
-            routed_lora_forward(executor, plan_, x_, inventory_, weights_, scale, y_, state);
+        add("routed_lora_forward", [=, &all = *this](auto executor) {
+            routed_lora_forward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
+                                all.y_, state);
         });
-        add("routed_lora_backward", [=](auto executor) {
-            routed_lora_backward(executor, plan_, x_, inventory_, weights_, scale, state, d_y_,
-                                 d_x_, d_inventory_, d_weights_, memory);
-        });
-        add("routed_lora_backward, routing alone", [=](auto executor) {
-            routed_lora_backward(executor, plan_, x_, inventory_, weights_, scale, state, d_y_,
-                                 tensor_view<float, 2>{}, lora_inventory<float>{}, d_weights_,
+        add("routed_lora_backward", [=, &all = *this](auto executor) {
+            routed_lora_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
+                                 state, all.d_y_, all.d_x_, all.d_inventory_, all.d_weights_,
                                  memory);
+        });
+        add("routed_lora_backward, routing alone", [=, &all = *this](auto executor) {
+            routed_lora_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
+                                 state, all.d_y_, tensor_view<float, 2>{}, lora_inventory<float>{},
+                                 all.d_weights_, memory);
         });
         const auto cache = std::make_shared<mixed_lora_cache<float>>(shape, plan_.entries() + 1);
         const auto hidden = make_gradient<2>({rows, rank});
-        add("mixed_lora_cache::get", [=](auto executor) {
-            lora_forward(executor, plan_, x_, cache->get(executor, plan_, weights_, inventory_, 1),
-                         scale, y_, hidden);
+        add("mixed_lora_cache::get", [=, &all = *this](auto executor) {
+            lora_forward(executor, all.plan_, all.x_,
+                         cache->get(executor, all.plan_, all.weights_, all.inventory_, 1), scale,
+                         all.y_, hidden);
         });
     }
 
@@ -278,19 +290,23 @@ class every_kernel {
         const auto d_hidden = make_gradient<2>({rows, rank});
         const workspace memory =
             make_memory(routed_lora_halves_workspace_size<float>(plan_, shape));
-        add("routed_lora_project_forward", [=](auto executor) {
-            routed_lora_project_forward(executor, plan_, x_, inventory_, weights_, state);
+        add("routed_lora_project_forward", [=, &all = *this](auto executor) {
+            routed_lora_project_forward(executor, all.plan_, all.x_, all.inventory_, all.weights_,
+                                        state);
         });
-        add("routed_lora_expand_forward", [=](auto executor) {
-            routed_lora_expand_forward(executor, plan_, inventory_, weights_, scale, y_, state);
+        add("routed_lora_expand_forward", [=, &all = *this](auto executor) {
+            routed_lora_expand_forward(executor, all.plan_, all.inventory_, all.weights_, scale,
+                                       all.y_, state);
         });
-        add("routed_lora_expand_backward", [=](auto executor) {
-            routed_lora_expand_backward(executor, plan_, inventory_, weights_, scale, state, d_y_,
-                                        d_hidden, d_inventory_, d_weights_, memory);
+        add("routed_lora_expand_backward", [=, &all = *this](auto executor) {
+            routed_lora_expand_backward(executor, all.plan_, all.inventory_, all.weights_, scale,
+                                        state, all.d_y_, d_hidden, all.d_inventory_, all.d_weights_,
+                                        memory);
         });
-        add("routed_lora_project_backward", [=](auto executor) {
-            routed_lora_project_backward(executor, plan_, x_, inventory_, weights_, state, d_hidden,
-                                         d_x_, d_inventory_, d_weights_, memory);
+        add("routed_lora_project_backward", [=, &all = *this](auto executor) {
+            routed_lora_project_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_,
+                                         state, d_hidden, all.d_x_, all.d_inventory_,
+                                         all.d_weights_, memory);
         });
     }
 
@@ -306,12 +322,13 @@ class every_kernel {
         const auto hidden = make_gradient<3>({rows, of_library, rank});
         const workspace memory =
             make_memory(output_mixed_lora_backward_workspace_size<float>(plan_, library_shape));
-        add_one_phase("output_mixed_lora_forward", [=](auto executor) {
-            output_mixed_lora_forward(executor, plan_, x_, library, weights, scale, y_, hidden);
+        add_one_phase("output_mixed_lora_forward", [=, &all = *this](auto executor) {
+            output_mixed_lora_forward(executor, all.plan_, all.x_, library, weights, scale, all.y_,
+                                      hidden);
         });
-        add("output_mixed_lora_backward", [=](auto executor) {
-            output_mixed_lora_backward(executor, plan_, x_, library, weights, scale, hidden, d_y_,
-                                       d_x_, d_library, d_weights, memory);
+        add("output_mixed_lora_backward", [=, &all = *this](auto executor) {
+            output_mixed_lora_backward(executor, all.plan_, all.x_, library, weights, scale, hidden,
+                                       all.d_y_, all.d_x_, d_library, d_weights, memory);
         });
     }
 
@@ -326,27 +343,30 @@ class every_kernel {
         const auto state = make_gradient<2>({plan_.entries(), in});
         const auto d_y = make<T, 2>({rows, in}, of_rows_);
         const workspace memory = make_memory(routed_ia3_backward_workspace_size<float>(plan_, in));
-        add_one_phase("mix_ia3_forward", [=](auto executor) {
-            mix_ia3_forward(executor, weights_, inventory, scales);
+        add_one_phase("mix_ia3_forward", [=, &all = *this](auto executor) {
+            mix_ia3_forward(executor, all.weights_, inventory, scales);
         });
-        add_one_phase("mix_ia3_backward", [=](auto executor) {
-            mix_ia3_backward(executor, weights_, inventory, d_scales, d_inventory, d_weights_);
+        add_one_phase("mix_ia3_backward", [=, &all = *this](auto executor) {
+            mix_ia3_backward(executor, all.weights_, inventory, d_scales, d_inventory,
+                             all.d_weights_);
         });
-        add_one_phase("ia3_forward",
-                      [=](auto executor) { ia3_forward(executor, plan_, x_, scales, y); });
-        add_one_phase("ia3_backward", [=](auto executor) {
-            ia3_backward(executor, plan_, x_, scales, d_y, d_x_, d_scales);
+        add_one_phase("ia3_forward", [=, &all = *this](auto executor) {
+            ia3_forward(executor, all.plan_, all.x_, scales, y);
+        });
+        add_one_phase("ia3_backward", [=, &all = *this](auto executor) {
+            ia3_backward(executor, all.plan_, all.x_, scales, d_y, all.d_x_, d_scales);
         });
         add_one_phase("average_ia3_forward",
                       [=](auto executor) { average_ia3_forward(executor, inventory, average); });
         add_one_phase("average_ia3_backward",
                       [=](auto executor) { average_ia3_backward(executor, average, d_inventory); });
-        add("routed_ia3_forward", [=](auto executor) {
-            routed_ia3_forward(executor, plan_, x_, inventory, weights_, routed_y, state);
+        add("routed_ia3_forward", [=, &all = *this](auto executor) {
+            routed_ia3_forward(executor, all.plan_, all.x_, inventory, all.weights_, routed_y,
+                               state);
         });
-        add("routed_ia3_backward", [=](auto executor) {
-            routed_ia3_backward(executor, plan_, x_, inventory, weights_, state, d_y, d_x_,
-                                d_inventory, d_weights_, memory);
+        add("routed_ia3_backward", [=, &all = *this](auto executor) {
+            routed_ia3_backward(executor, all.plan_, all.x_, inventory, all.weights_, state, d_y,
+                                all.d_x_, d_inventory, all.d_weights_, memory);
         });
     }
 
