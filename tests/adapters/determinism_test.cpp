@@ -1,5 +1,6 @@
 #include <cstddef>
-#include <string>
+#include <cstdint>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -58,7 +59,7 @@ struct world {
         for (float& weight : weights.values())
             if (random.integer(5) == 0) weight = 0;
         for (index_t row = 0; row < s.rows; ++row)
-            task_of_row.push_back(random.integer(s.tasks + 1) - 1);
+            task_of_row.push_back(random.integer(4) == 0 ? no_task : random.integer(s.tasks));
         task_of_row[0] = 0; // some row has a task
     }
 };
@@ -153,7 +154,7 @@ struct output_mixed_lora_step {
     }
 };
 
-/// Of the output: the first rows of b are the scales.
+/// Of the features that LoRA puts out; the scales are the first rows of the modules' b.
 struct routed_ia3_step {
     static constexpr bool one_head = false;
     template <class T>
@@ -162,16 +163,13 @@ struct routed_ia3_step {
         const index_t features = b.y.extents()[1];
         tensor<float, 2> state({b.plan.entries(), features});
         owned_workspace memory(routed_ia3_backward_workspace_size<float>(b.plan, features));
-        const auto x = b.y;
+        const tensor<T, 2> x = b.y;
+        b.d_x = b.d_y; // of x's shape
         routed_ia3_forward(serial_executor{}, b.plan, x.view(), modules, b.weights.view(),
                            b.y.view(), state.view());
-        tensor<T, 2> d_x = b.d_y;
         routed_ia3_backward(serial_executor{}, b.plan, x.view(), modules, b.weights.view(),
-                            state.view(), b.d_y.view(), d_x.view(), b.d_b.view().slice(2, 0),
+                            state.view(), b.d_y.view(), b.d_x.view(), b.d_b.view().slice(2, 0),
                             b.d_weights.view(), memory);
-        transform(d_x.view().block(1, 0, std::min(features, b.d_x.extents()[1])),
-                  b.d_x.view().block(1, 0, std::min(features, b.d_x.extents()[1])),
-                  [](const T& value) { return value; });
     }
 };
 
@@ -242,7 +240,7 @@ void for_worlds(bool one_head, F&& f) {
             random_source random(++seed);
             const index_t heads = one_head ? 1 : 1 + random.integer(3);
             sizes s{rows,
-                    rows < 50 ? 1 + random.integer(4) : 45,
+                    rows == 75 ? 45 : 1 + random.integer(4),
                     heads,
                     1 + random.integer(10),
                     1 + random.integer(40),
@@ -345,7 +343,8 @@ TEST_CASE_TEMPLATE("the gradient of a task's weights depends on its own rows", W
         batch<T> whole(w, all_rows_of(w.s.rows));
         Step::run(whole);
         // Beyond that many rows routed LoRA takes longer spans of them together.
-        if (in_spans && w.s.rows > batch_plan::rows_per_block * batch_plan::spans_of_batch) return;
+        constexpr index_t most = batch_plan::rows_per_block * batch_plan::spans_of_batch;
+        if (in_spans && whole.plan.row_order().extent(0) > most) return;
         numbers rows;
         for (index_t row : whole.rows)
             if (whole.task_of(row) == 0) rows.push_back(row);

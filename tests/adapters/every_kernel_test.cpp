@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -27,14 +26,14 @@ namespace {
 /// Calls `f(every_kernel)` for layouts in which kernels copy nothing, all, and some.
 template <class T, class F>
 void for_layouts(F&& f) {
-    for (const auto& [of_rows, of_modules, of_gradients] :
-         {std::array{layout::row_major, layout::row_major, layout::row_major},
-          std::array{layout::column_major, layout::column_major, layout::column_major},
-          std::array{layout::padded, layout::reversed, layout::misaligned}}) {
+    const auto with = [&](layout of_rows, layout of_modules, layout of_gradients) {
         CAPTURE(name_of(of_modules));
         every_kernel<T> all(of_rows, of_modules, of_gradients);
         f(all);
-    }
+    };
+    with(layout::row_major, layout::row_major, layout::row_major);
+    with(layout::column_major, layout::column_major, layout::column_major);
+    with(layout::padded, layout::reversed, layout::misaligned);
 }
 
 } // namespace
