@@ -88,6 +88,31 @@ TEST_CASE("routed LoRA works in every layout, to the same bits") {
             }
 }
 
+TEST_CASE("the gradient of the weights follows the memory of the inventory, and no other") {
+    // Blocks whose rows are dense one behind the other, or are not, or that are one row.
+    for (const routed_sizes& s :
+         {usual, routed_sizes{9, 2, 1, 3, 32, 48, 5}, routed_sizes{9, 2, 1, 3, 19, 21, 1}})
+        for (layout of_inventory : all_layouts) {
+            CAPTURE(name_of(of_inventory));
+            routed_problem<plain> want(s, layout::row_major, of_inventory);
+            want.prepare_backward();
+            want.backward();
+            for (layout other : all_layouts)
+                for (bool wanted : {false, true}) {
+                    CAPTURE(name_of(other));
+                    CAPTURE(wanted);
+                    routed_problem<plain> p(s, other, of_inventory, other);
+                    p.prepare_backward();
+                    routed_lora_backward(serial_executor{}, p.plan, p.x.view(), p.inventory(),
+                                         p.weights.view(), p.scale, p.state(), p.y.view(),
+                                         p.d_x.view(),
+                                         wanted ? p.d_inventory() : lora_inventory<float>{},
+                                         p.d_weights.view(), p.scratch());
+                    CHECK(compare_bitwise(p.d_weights.view(), want.d_weights.view()));
+                }
+        }
+}
+
 TEST_CASE("routed LoRA gives the same bits on every executor") {
     using T = routed_storage<Eigen::bfloat16, float, float, Eigen::bfloat16>;
     const routed_sizes s{70, 4, 3, 4, 50, 45, 18};

@@ -6,7 +6,7 @@
 
 #include <mhr/core/error.hpp>
 
-// What happens without exceptions is tested by tests/no_exceptions.
+// What happens without exceptions is tested by no_exceptions/error_test.cpp.
 
 using namespace mhr;
 

@@ -3,12 +3,38 @@
 #include <cstddef>
 
 /// \file
-/// Counts the allocations of the whole program, by replacing the global operator new
-/// (allocation_counter.cpp): kernels must not allocate.
+/// Counts the allocations of the whole program (allocation_counter.cpp): kernels must not allocate.
+/// Every operator new is replaced, everywhere. malloc and its kin are counted where the C library
+/// is glibc, whose own functions these are put in front of, and under AddressSanitizer and
+/// ThreadSanitizer, which call a hook. Elsewhere malloc alone goes unseen, and counts_malloc says
+/// so.
+
+// Under GCC and Clang alike.
+#if defined(__has_feature)
+#define MHR_TEST_HAS_FEATURE(name) __has_feature(name)
+#else
+#define MHR_TEST_HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || MHR_TEST_HAS_FEATURE(address_sanitizer) ||                    \
+    defined(__SANITIZE_THREAD__) || MHR_TEST_HAS_FEATURE(thread_sanitizer)
+#define MHR_TEST_SANITIZER_HOOKS 1
+#else
+#define MHR_TEST_SANITIZER_HOOKS 0
+#endif
+
+#if !MHR_TEST_SANITIZER_HOOKS && defined(__GLIBC__)
+#define MHR_TEST_GLIBC_HOOKS 1
+#else
+#define MHR_TEST_GLIBC_HOOKS 0
+#endif
 
 namespace mhr::test {
 
-/// Calls of any operator new so far, of all threads.
+/// True if malloc, calloc, realloc, aligned_alloc, posix_memalign, memalign and what calls them are
+/// counted, too.
+inline constexpr bool counts_malloc = MHR_TEST_SANITIZER_HOOKS || MHR_TEST_GLIBC_HOOKS;
+
+/// Allocations so far, of all threads. One that new takes from malloc counts once.
 std::size_t allocation_count() noexcept;
 
 /// How many allocations a call makes.

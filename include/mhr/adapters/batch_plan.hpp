@@ -27,6 +27,21 @@ inline constexpr std::int64_t no_task = -1;
 /// adapters). A task id is a label: a host that draws noise for every sequence, as PEFT does,
 /// numbers its sequences 0, 1, ... and gives the router the list of their tasks.
 ///
+/// What the adapters make of a batch is *determined* as follows, to the last bit, whatever the
+/// number of threads and the executor:
+///   - The outputs of a row, its d_x and d_hidden depend on the row and its task alone: they are
+///     the same in every batch, in every order, and for the row alone. So do a task's weights and
+///     mixed adapter depend on that task alone.
+///   - Gradients that are sums over rows (of weights, scales, adapters, modules) take the rows of a
+///     task in their order in the batch, and tasks in the order of their ids. Rows of different
+///     tasks may change places, and rows of no task come and go, without a change of any bit; rows
+///     of one task may not.
+///   - For the sum over the rows of one task it does not matter what other tasks there are; but
+///     LoRA's backward cuts it into spans, of 24 rows in batches of up to 192 rows that have a
+///     task, and of more in larger ones. (LoRA with mixed outputs and (IA)3 have no spans.)
+///   - Nor do the addresses, strides and memory orders of arguments matter, but for one thing: the
+///     sums of the gradient of routing weights run along the memory of the inventory.
+///
 /// The assign functions allocate only when a batch is larger than all before; nothing else does.
 class batch_plan {
   public:

@@ -252,7 +252,8 @@ std::size_t routed_lora_backward_workspace_size(const batch_plan& plan,
 ///
 /// d_y [rows, out_features]; d_x as x; d_inventory as inventory; d_weights as weights. All
 /// gradients accumulate (several layers add to the d_weights of the router they share), and each
-/// may be absent: MHR-z wants d_weights (and d_x) alone, a frozen adapter only d_x.
+/// may be absent: MHR-z wants d_weights (and d_x) alone, a frozen adapter only d_x. What is wanted
+/// besides changes no bit of a gradient.
 ///
 /// Needs an executor that runs every part, and the workspace of
 /// `routed_lora_backward_workspace_size`. Errors: a shape, overlapping elements of a gradient, the

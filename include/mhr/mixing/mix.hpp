@@ -84,6 +84,10 @@ void mix_forward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M
 /// Shapes as in the forward; d_modules and d_weights accumulate, and either may be absent: its work
 /// is skipped. An entry of weight 0 adds nothing to d_modules.
 ///
+/// d_modules is the same for every layout, to the last bit. The sums of d_weights run along the
+/// memory of the modules, and over the ends of rows where those of all three are dense: another
+/// layout may round them otherwise.
+///
 /// One phase. Errors: a shape; overlapping elements of a gradient. Cost: n h m p q multiply-adds
 /// for each gradient; modules and d_modules are read, and d_modules rounded to its type and
 /// written, once for every 32 entries.

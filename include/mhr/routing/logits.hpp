@@ -110,7 +110,7 @@ struct copied_row {
 };
 
 /// A table of logits [tasks, heads, modules] that owns its memory and grows: for hosts that do not
-/// keep the logits among their own parameters.
+/// keep the logits among their own parameters. Only `add_task` (and a copy) allocates.
 template <class T>
 class logits_table {
   public:
