@@ -53,7 +53,7 @@ struct sum_normaliser {
         for (index_t m = 0; m < shape.modules; ++m) {
             const A gate = s(m);
             sum += gate;
-            weighted += gate * d_w(m);
+            if (gate != 0) weighted += gate * d_w(m);
         }
         const A mean = weighted / sum;
         for (index_t m = 0; m < shape.modules; ++m)
@@ -106,7 +106,7 @@ struct l2_normaliser {
         const bool is_short = length < epsilon;
         A along = 0;
         for (index_t m = 0; m < shape.modules && !is_short; ++m)
-            along += s(m) / length * d_w(m);
+            if (s(m) != 0) along += s(m) / length * d_w(m);
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
     }
@@ -120,7 +120,8 @@ struct l2_normaliser {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             largest = std::max(largest, std::abs(s(m)));
-        if (largest == 0) return 0;
+        // A subnormal number has no reciprocal, by which compilers may be told to multiply.
+        if (largest < std::numeric_limits<A>::min()) return 0;
         A sum = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             sum += (s(m) / largest) * (s(m) / largest);
@@ -148,10 +149,14 @@ struct softmax_normaliser {
     void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         const selection<A> chosen = select<A>(shape, s);
         A mean = 0;
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) mean += chosen.weight(m, s(m)) * d_w(m);
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) add(m, chosen.weight(m, s(m)) * (d_w(m) - mean));
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A weight = chosen.weight(m, s(m));
+            if (weight != 0) mean += weight * d_w(m);
+        }
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A weight = chosen.weight(m, s(m));
+            if (weight != 0) add(m, weight * (d_w(m) - mean));
+        }
     }
     /// Errors: a number of kept modules below 1.
     void check(const char* function, index_t, index_t) const {
@@ -162,15 +167,19 @@ struct softmax_normaliser {
 
   private:
     /// The kept modules are those that do not come after the last one, in the order of falling s.
+    /// (No infinities stand for the ends of that order: compilers may be told that there are none.)
     template <class A>
     struct selection {
-        A largest = -std::numeric_limits<A>::infinity();
-        A last = std::numeric_limits<A>::infinity();
-        index_t last_module = -1;
+        bool has_all;
+        A largest = 0;
+        A last = 0;
+        index_t last_module = -1; // none yet
         A sum = 0;
 
         // NaN counts as kept, so that it shows in the weights rather than being lost.
         bool has(index_t m, A s) const noexcept {
+            if (has_all) return true;
+            if (last_module < 0) return s != s;
             return !(s < last) && !(s == last && m > last_module);
         }
         // Not s - largest alone, which is NaN for two infinities.
@@ -180,22 +189,17 @@ struct softmax_normaliser {
 
     template <class A, class S>
     selection<A> select(const routing_shape& shape, S& s) const noexcept {
-        selection<A> chosen;
+        selection<A> chosen{kept >= shape.modules};
         for (index_t m = 0; m < shape.modules; ++m)
-            chosen.largest = std::max(chosen.largest, s(m));
-        if (kept >= shape.modules) {
-            chosen.last = -std::numeric_limits<A>::infinity();
-            chosen.last_module = shape.modules;
-        } else {
-            // Each pass finds the next in order: no scratch, and few are kept.
-            for (index_t k = 0; k < kept; ++k) {
-                index_t next = -1;
-                for (index_t m = 0; m < shape.modules; ++m)
-                    if (!chosen.has(m, s(m)) && (next < 0 || s(m) > s(next))) next = m;
-                if (next < 0) break; // what is left is NaN
-                chosen.last = s(next);
-                chosen.last_module = next;
-            }
+            chosen.largest = m == 0 ? s(m) : std::max(chosen.largest, s(m));
+        // Each pass finds the next in order: no scratch, and few are kept.
+        for (index_t k = 0; k < kept && !chosen.has_all; ++k) {
+            index_t next = -1;
+            for (index_t m = 0; m < shape.modules; ++m)
+                if (!chosen.has(m, s(m)) && (next < 0 || s(m) > s(next))) next = m;
+            if (next < 0) break; // what is left is NaN
+            chosen.last = s(next);
+            chosen.last_module = next;
         }
         for (index_t m = 0; m < shape.modules; ++m)
             if (chosen.has(m, s(m))) chosen.sum += chosen.exponential(s(m));

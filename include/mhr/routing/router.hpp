@@ -142,8 +142,10 @@ void router_backward(executor_ref executor, tensor_view<L, 3> logits, tensor_vie
                 shape, [&](index_t m) { return rule.gate.value(logit(m), at(m)); },
                 [&](index_t m) { return kept * load<A>(d_weights(n, h, m)); },
                 [&](index_t m, A d_gate) {
+                    const A slope = rule.gate.slope(logit(m), at(m));
+                    if (slope == 0) return; // whatever d_gate is
                     DL& target = d_logits(task, h, m);
-                    target = store<DL>(load<A>(target) + rule.gate.slope(logit(m), at(m)) * d_gate);
+                    target = store<DL>(load<A>(target) + slope * d_gate);
                 });
         }
     });
