@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include <Eigen/Core>
@@ -19,6 +20,7 @@
 #include "support/routed_problem.hpp"
 #include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
+#include "support/thread_executor.hpp"
 
 using namespace mhr;
 using namespace mhr::test;
@@ -154,6 +156,23 @@ TEST_CASE_TEMPLATE("a scale of 0 changes nothing", T, plain MHR_TEST_ALSO(of_16_
         p.scale = zero;
         check_nothing_changes(p);
     }
+}
+
+TEST_CASE("any number of threads gives the same bits: under -ffast-math, too") {
+    const routed_sizes s{90, 4, 2, 5, 70, 33, 18};
+    routed_problem<plain> want(s);
+    want.prepare_backward();
+    want.backward();
+    want.forward();
+    for_each_executor([&](executor_ref executor, const std::string& name) {
+        CAPTURE(name);
+        routed_problem<plain> got(s);
+        got.prepare_backward();
+        got.backward(executor);
+        got.forward(executor);
+        CHECK(compare_bitwise(got.y.view(), want.y.view()));
+        check_same_gradients(got, want);
+    });
 }
 
 TEST_CASE("scales and numbers as far apart as f32 has them") {

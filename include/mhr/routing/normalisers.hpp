@@ -17,7 +17,9 @@
 ///   - `backward<A>(shape, s, d_w, add)`: calls `add(module, d_s)` for each module that gets a
 ///     gradient;
 ///   - `check(function, heads, modules)`, called once by the entry points.
-/// `s` and `d_w` are functions that are called as often as need be: nothing is stored.
+/// `s` and `d_w` are functions that are called as often as need be: nothing is stored. What is
+/// multiplied with a gate or weight of 0 is left out of sums: the gradient of a weight that is not
+/// used may be one of a module that is not finite.
 
 namespace mhr {
 inline namespace MHR_ISA {
