@@ -175,9 +175,10 @@ TEST_CASE("any number of threads gives the same bits: under -ffast-math, too") {
     });
 }
 
-TEST_CASE("scales and numbers as far apart as f32 has them") {
-    // The scale makes up for x, or for d_y; the sums in between are those of moderate numbers.
-    for (double scale : {0x1p-100, 0x1p-60, 0x1p60, 0x1p100}) {
+TEST_CASE("scales that make up for numbers far from 1") {
+    // The scale makes up for x, or for d_y. It multiplies finished sums: those of products of both
+    // have to fit.
+    for (double scale : {0x1p-60, 0x1p-40, 0x1p40, 0x1p60}) {
         CAPTURE(scale);
         routed_problem<plain> p(sizes), want(sizes);
         p.scale *= scale;
