@@ -116,18 +116,23 @@ struct l2_normaliser {
     void check(const char*, index_t, index_t) const noexcept {}
 
   private:
-    /// Of s over its largest element, so that squares neither overflow nor vanish.
+    /// Of s over a power of two near its largest element, so that squares neither overflow nor
+    /// vanish. (By scalbn: a compiler that may regroup sums would make one division of squares of
+    /// two divisions.)
     template <class A, class S>
     static A length_of(const routing_shape& shape, S& s) noexcept {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             largest = std::max(largest, std::abs(s(m)));
-        // A subnormal number has no reciprocal, by which compilers may be told to multiply.
+        // Of subnormal numbers, which may be taken for 0 on the way, the length is below the least.
         if (largest < std::numeric_limits<A>::min()) return 0;
+        const int exponent = std::ilogb(largest);
         A sum = 0;
-        for (index_t m = 0; m < shape.modules; ++m)
-            sum += (s(m) / largest) * (s(m) / largest);
-        return largest * std::sqrt(sum);
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A scaled = std::scalbn(s(m), -exponent);
+            sum += scaled * scaled;
+        }
+        return std::scalbn(std::sqrt(sum), exponent);
     }
 };
 
