@@ -18,6 +18,7 @@
 #include "support/guarded_buffer.hpp"
 #include "support/precision.hpp"
 #include "support/random_tensor.hpp"
+#include "support/routed_ia3_problem.hpp"
 #include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
 #include "support/thread_executor.hpp"
@@ -27,20 +28,8 @@ using namespace mhr::test;
 
 namespace {
 
-/// What is stored how: x, modules, weights, y (and d_y), and the gradients of the first three.
-template <class X_, class M_, class W_, class Y_, class DX_ = X_, class DM_ = M_, class DW_ = W_>
-struct storage {
-    using X = X_;
-    using M = M_;
-    using W = W_;
-    using Y = Y_;
-    using DX = DX_;
-    using DM = DM_;
-    using DW = DW_;
-    using A = accumulator_t<X, M, W>;      // of the forward
-    using Sum = accumulator_t<X, M, W, Y>; // of the backward
-    using S = oracle_t<X, M, W, Y, DX, DM, DW>;
-};
+template <class... T>
+using storage = ia3_storage<T...>;
 template <class T>
 using all_of = storage<T, T, T, T>;
 using plain = all_of<float>;
@@ -51,10 +40,7 @@ using half = Eigen::half;
                all_of<double>, all_of<bf16>, all_of<half>, storage<bf16, float, float, bf16>,      \
                storage<float, half, double, float>, storage<float, float, float, double>)
 
-struct sizes {
-    index_t rows, tasks, heads, modules, block;
-    [[nodiscard]] index_t features() const { return heads * block; }
-};
+using sizes = ia3_sizes;
 
 // Every size once 1; more tasks than rows; blocks beyond the pieces that kernels sum at a time.
 constexpr sizes shapes[] = {{1, 1, 1, 1, 1},  {9, 2, 3, 4, 5}, {40, 1, 2, 3, 8}, {5, 9, 1, 4, 17},
@@ -62,68 +48,7 @@ constexpr sizes shapes[] = {{1, 1, 1, 1, 1},  {9, 2, 3, 4, 5}, {40, 1, 2, 3, 8},
 constexpr sizes usual{21, 3, 2, 4, 5};
 
 template <class T>
-struct problem {
-    sizes s;
-    batch_plan plan;
-    guarded_buffer<typename T::X, 2> x;
-    guarded_buffer<typename T::M, 3> modules;
-    guarded_buffer<typename T::W, 3> weights;
-    guarded_buffer<typename T::Y, 2> y, d_y;
-    guarded_buffer<typename T::A, 2> state;
-    guarded_buffer<typename T::DX, 2> d_x;
-    guarded_buffer<typename T::DM, 3> d_modules;
-    guarded_buffer<typename T::DW, 3> d_weights;
-    std::vector<std::byte> memory; // exactly what is asked for, full of NaN
-
-    explicit problem(const sizes& sizes_, layout of_rows = layout::row_major,
-                     layout of_modules = layout::row_major, layout of_gradients = layout::row_major)
-        : problem(sizes_, random_plan(sizes_.rows, sizes_.tasks), of_rows, of_modules,
-                  of_gradients) {}
-
-    problem(const sizes& sizes_, batch_plan plan_, layout of_rows = layout::row_major,
-            layout of_modules = layout::row_major, layout of_gradients = layout::row_major)
-        : s(sizes_), plan(std::move(plan_)), x({s.rows, s.features()}, of_rows),
-          modules({s.heads, s.modules, s.block}, of_modules),
-          weights({plan.entries(), s.heads, s.modules}, of_modules),
-          y({s.rows, s.features()}, of_rows), d_y({s.rows, s.features()}, of_rows),
-          state({plan.entries(), s.features()}, of_modules),
-          d_x({s.rows, s.features()}, of_gradients),
-          d_modules({s.heads, s.modules, s.block}, of_gradients),
-          d_weights({plan.entries(), s.heads, s.modules}, of_gradients),
-          memory(routed_ia3_backward_workspace_size<typename T::Sum>(plan, s.features()),
-                 std::byte{0xff}) {
-        random_source(1).fill(x.view());
-        random_source(2).fill(modules.view());
-        random_source(4).fill(weights.view(), 0, 1);
-        random_source(5).fill(d_y.view());
-        random_source(6).fill(d_x.view());
-        random_source(7).fill(d_modules.view());
-        random_source(9).fill(d_weights.view());
-        random_source random(10);
-        for_each_position(weights.view().extents(), [&](const position<3>& at) {
-            if (random.integer(5) == 0) element(weights.view(), at) = typename T::W(0.F);
-        });
-    }
-
-    workspace scratch() { return {memory.data(), memory.size()}; }
-    void forward(executor_ref executor = serial_executor{}) {
-        routed_ia3_forward(executor, plan, x.view(), modules.view(), weights.view(), y.view(),
-                           state.view());
-    }
-    void backward(executor_ref executor = serial_executor{}) {
-        routed_ia3_backward(executor, plan, x.view(), modules.view(), weights.view(), state.view(),
-                            d_y.view(), d_x.view(), d_modules.view(), d_weights.view(), scratch());
-    }
-    void forget_gradients() {
-        d_x.fill(typename T::DX(0.F));
-        d_modules.fill(typename T::DM(0.F));
-        d_weights.fill(typename T::DW(0.F));
-    }
-    [[nodiscard]] bool intact() const {
-        return y.intact() && state.intact() && d_x.intact() && d_modules.intact() &&
-               d_weights.intact();
-    }
-};
+using problem = routed_ia3_problem<T>;
 
 /// The oracle, composed of those of mixing and of (IA)3: the results, or their magnitudes.
 template <class S>

@@ -11,6 +11,7 @@
 #include "support/bad_arguments.hpp"
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/precision.hpp"
@@ -369,7 +370,7 @@ TEST_CASE("planted bugs of a mixture are found") {
     one = right * (1 + 40 * std::numeric_limits<float>::epsilon());
     CHECK_FALSE(good());
     one = std::numeric_limits<float>::quiet_NaN();
-    CHECK_FALSE(good());
+    CHECK_FALSE((good() && !is_fast_math));
     // The weights of another head, and a transposed block.
     const auto swapped = tensor_view<float, 3>(&p.weights(0, 1, 0), {3, 2, 5}, {10, -5, 1});
     mix_forward(serial_executor{}, swapped, p.modules.view(), p.mixed.view());

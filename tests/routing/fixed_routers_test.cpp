@@ -12,6 +12,7 @@
 #include "support/bad_arguments.hpp"
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/random_tensor.hpp"
@@ -91,7 +92,7 @@ TEST_CASE_TEMPLATE("given: the rows of the table, and their gradients added up",
             want(task, at[1], at[2]) += d;
             magnitudes(task, at[1], at[2]) += std::abs(d);
         });
-        CHECK(std::isnan(load<float>(d_table(3, 2, 6))));
+        CHECK((is_fast_math || std::isnan(load<float>(d_table(3, 2, 6)))));
         d_table(3, 2, 6) = T(0.F);
         want(3, 2, 6) = magnitudes(3, 2, 6) = 0;
         // Rounded to its type at each of two additions.

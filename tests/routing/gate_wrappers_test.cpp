@@ -11,6 +11,7 @@
 
 #include "support/bad_arguments.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
@@ -206,7 +207,7 @@ TEST_CASE("every wrapper checks its own arguments and those of the gate inside")
         const auto view = wrong.view;
         CHECK(refuses("f", "gate.keep", [&] { check(dropout_gate{sigmoid_gate{}, view, 0.5}); }));
     }
-    for (double bad : {-0.1, 1.0, 1.5, -infinity, infinity, quiet_nan}) {
+    for (double bad : and_non_finite<double>({-0.1, 1.0, 1.5})) {
         CAPTURE(bad);
         CHECK(refuses("f", "gate.probability", [&] {
             check(dropout_gate{sigmoid_gate{}, keep.view(), bad});
@@ -214,7 +215,7 @@ TEST_CASE("every wrapper checks its own arguments and those of the gate inside")
     }
     for (double fine : {0.0, -0.0, 0.5, 1 - 1e-16})
         CHECK_NOTHROW(check(dropout_gate{sigmoid_gate{}, keep.view(), fine}));
-    for (double bad : {-infinity, infinity, quiet_nan, 1e39, -1e39}) { // some are infinite in f32
+    for (double bad : and_non_finite<double>({1e39, -1e39})) { // these are infinite in f32
         CAPTURE(bad);
         CHECK(refuses("f", "gate.scale", [&] {
             check(noisy_gate{sigmoid_gate{}, good.view(), bad});

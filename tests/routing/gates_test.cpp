@@ -11,6 +11,7 @@
 
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
@@ -93,8 +94,7 @@ TEST_CASE("the slopes are the derivatives of the values") {
 }
 
 TEST_CASE_TEMPLATE("large logits saturate, without NaN or infinity", A, MHR_TEST_ACCUMULATORS) {
-    constexpr A infinity = std::numeric_limits<A>::infinity();
-    for (A logit : {A(1e4), A(1e10), A(1e30), std::numeric_limits<A>::max(), infinity}) {
+    for (A logit : and_infinity<A>({A(1e4), A(1e10), A(1e30), std::numeric_limits<A>::max()})) {
         CAPTURE(logit);
         CHECK(sigmoid_at(logit).value == 1);
         CHECK(sigmoid_at(-logit).value == 0);
@@ -222,9 +222,7 @@ TEST_CASE("a gate refuses uniforms of another shape and temperatures that are no
     CHECK(refuses("f", "gate.uniforms", [&] { check({}, 1); }));
     CHECK(refuses("f", "gate.uniforms", [&] { check({nullptr, {2, 3, 4}}, 1); }));
 
-    constexpr double infinity = std::numeric_limits<double>::infinity();
-    for (double bad :
-         {0.0, -0.0, -1.0, infinity, -infinity, std::numeric_limits<double>::quiet_NaN()}) {
+    for (double bad : and_non_finite<double>({0.0, -0.0, -1.0})) {
         CAPTURE(bad);
         CHECK(refuses("f", "gate.temperature", [&] { check(uniforms.view(), bad); }));
     }
@@ -264,23 +262,23 @@ TEST_CASE_TEMPLATE("straight-through: the rounded sigmoid with the slope of the 
         CHECK_FALSE(std::signbit(gate.value(off, origin)));
         CHECK(gate.slope(off, origin) == A(0.25));
     }
-    for (A on : {8 * epsilon, A(1e-3), A(40), A(1e30), std::numeric_limits<A>::infinity()}) {
+    for (A on : and_infinity<A>({8 * epsilon, A(1e-3), A(40), A(1e30)})) {
         CAPTURE(on);
         CHECK(gate.value(on, origin) == 1);
         CHECK(gate.value(-on, origin) == 0);
         CHECK(gate.slope(on, origin) == gate.slope(-on, origin));
         CHECK(std::isfinite(gate.slope(on, origin)));
     }
-    CHECK(std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin)));
+    CHECK((is_fast_math || std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin))));
     CHECK_NOTHROW(gate.check("f", 2, 3, 4));
 }
 
 TEST_CASE_TEMPLATE("the identity gives the logit, with slope 1", A, MHR_TEST_ACCUMULATORS) {
     const identity_gate gate;
-    for (A logit : {A(0), A(-3.25), A(1e30), std::numeric_limits<A>::infinity()}) {
+    for (A logit : and_infinity<A>({A(0), A(-3.25), A(1e30)})) {
         CHECK(gate.value(logit, origin) == logit);
         CHECK(gate.slope(logit, origin) == 1);
     }
-    CHECK(std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin)));
+    CHECK((is_fast_math || std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin))));
     CHECK_NOTHROW(gate.check("f", 2, 3, 4));
 }

@@ -15,6 +15,7 @@
 #include "support/bad_arguments.hpp"
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
@@ -276,7 +277,7 @@ TEST_CASE("columns that nobody uses cost nothing and get no gradient, to the byt
     indian_buffet_prior_backward(wide.const_view(), 1, d_wide.view());
     for (index_t n = 0; n < 4; ++n)
         for (index_t m : {0, 2, 3})
-            CHECK((d_wide(n, 0, m) == 0 && std::signbit(d_wide(n, 0, m))));
+            CHECK((d_wide(n, 0, m) == 0 && (is_fast_math || std::signbit(d_wide(n, 0, m)))));
     // Those who do not use a column in use do get one: they may join.
     narrow(1, 0, 0) = -1;
     wide(1, 0, 1) = -1;
@@ -348,9 +349,7 @@ TEST_CASE("the prior refuses bad arguments by name, the gradient untouched") {
             "indian_buffet_prior_backward", "d_logits",
             [&] { indian_buffet_prior_backward(logits.view(), 1, bad.view); }, d_logits));
     }
-    constexpr double infinity = std::numeric_limits<double>::infinity();
-    for (double bad :
-         {0.0, -0.0, -3.0, infinity, -infinity, std::numeric_limits<double>::quiet_NaN()}) {
+    for (double bad : and_non_finite<double>({0.0, -0.0, -3.0})) {
         CAPTURE(bad);
         CHECK(refuses("indian_buffet_prior_forward", "concentration",
                       [&] { (void)indian_buffet_prior_forward(logits.view(), bad, memory); }));

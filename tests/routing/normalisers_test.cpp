@@ -14,6 +14,7 @@
 
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
 
@@ -115,8 +116,10 @@ TEST_CASE_TEMPLATE("L2: by hand", A, MHR_TEST_ACCUMULATORS) {
     const l2_normaliser l2;
     CHECK(near(weights_of<A>(l2, {3, -4, 0}), {0.6, -0.8, 0}));
     CHECK(near(gradient_of<A>(l2, {3, -4, 0}, {1, 0, 1}), {0.128, 0.096, 0.2}, 16));
-    CHECK(weights_of<A>(l2, {A(-7)}) == std::vector<A>{-1});
-    CHECK(gradient_of<A>(l2, {A(-7)}, {3}) == std::vector<A>{0}); // a sign has no gradient
+    // Exactly, unless a division may be a multiplication.
+    CHECK((is_fast_math || weights_of<A>(l2, {A(-7)}) == std::vector<A>{-1}));
+    CHECK((is_fast_math || // a sign has no gradient
+           gradient_of<A>(l2, {A(-7)}, {3}) == std::vector<A>{0}));
     CHECK(weights_of<A>(l2, {}).empty());
 }
 
@@ -149,7 +152,7 @@ TEST_CASE_TEMPLATE("L2: below a length of 1e-12 the divisor stays", A, MHR_TEST_
     CHECK(near(gradient_of<A>(l2, {least, least}, {1, 2}), {1e12, 2e12}));
 }
 
-TEST_CASE_TEMPLATE("L2: what is no number shows", A, MHR_TEST_ACCUMULATORS) {
+TEST_CASE_TEMPLATE("L2: what is no number shows" * needs_non_finite(), A, MHR_TEST_ACCUMULATORS) {
     CHECK(all_nan(weights_of<A>(l2_normaliser{}, {1, quiet_nan<A>, 2})));
     CHECK(all_nan(gradient_of<A>(l2_normaliser{}, {1, quiet_nan<A>, 2}, {1, 1, 1})));
     CHECK(std::isnan(weights_of<A>(l2_normaliser{}, {0, quiet_nan<A>, 0})[1]));
@@ -236,7 +239,7 @@ TEST_CASE_TEMPLATE("softmax: a shift of all logits changes nothing, weights sum 
 
 TEST_CASE_TEMPLATE("softmax: huge and infinite logits", A, MHR_TEST_ACCUMULATORS) {
     const std::vector<A> d_w{1, 2, 3, 4};
-    for (A z : {A(1e4), A(1e30), std::numeric_limits<A>::max(), infinity<A>}) {
+    for (A z : and_infinity<A>({A(1e4), A(1e30), std::numeric_limits<A>::max()})) {
         CAPTURE(z);
         for (index_t kept : {2, 3, 4}) {
             CAPTURE(kept);
@@ -257,7 +260,8 @@ TEST_CASE_TEMPLATE("softmax: huge and infinite logits", A, MHR_TEST_ACCUMULATORS
     }
 }
 
-TEST_CASE_TEMPLATE("softmax: a NaN is kept, and shows", A, MHR_TEST_ACCUMULATORS) {
+TEST_CASE_TEMPLATE("softmax: a NaN is kept, and shows" * needs_non_finite(), A,
+                   MHR_TEST_ACCUMULATORS) {
     CHECK(all_nan(weights_of<A>(softmax_normaliser{}, {1, quiet_nan<A>, 2})));
     for (std::size_t where : {0U, 1U, 2U, 3U})
         for (index_t kept : {1, 2, 3}) {

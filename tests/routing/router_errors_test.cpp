@@ -10,6 +10,7 @@
 #include "support/bad_arguments.hpp"
 #include "support/bad_views.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/guarded_buffer.hpp"
 
 using namespace mhr;
@@ -91,8 +92,7 @@ TEST_CASE_FIXTURE(fixture, "bad inputs of the router are refused by name, output
             backward_refuses("d_weights", bad);
         }
     bad = good;
-    for (double temperature : {0.0, -1.0, std::numeric_limits<double>::infinity(),
-                               std::numeric_limits<double>::quiet_NaN()}) {
+    for (double temperature : and_non_finite<double>({0.0, -1.0})) {
         bad.temperature = temperature;
         both_refuse("gate.temperature", bad);
     }
@@ -174,13 +174,10 @@ void both_refuse_rule(fixture& f, const char* argument,
         f.weights, f.d_logits));
 }
 
-constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-
 } // namespace
 
 TEST_CASE_FIXTURE(fixture, "annealing outside of 0 to 1 is refused") {
-    for (double bad : {-1e-9, 1 + 1e-9, -infinity, infinity, not_a_number}) {
+    for (double bad : and_non_finite<double>({-1e-9, 1 + 1e-9})) {
         CAPTURE(bad);
         both_refuse_rule(*this, "rule.annealing",
                          routing_rule{sigmoid_gate{}, sum_normaliser{}, bad});
@@ -218,13 +215,13 @@ TEST_CASE_FIXTURE(fixture, "the arguments of gates are refused through all wrapp
                          routing_rule{shared_module_gate{dropout_gate{noisy, bad, 0.5}},
                                       average_correction_normaliser{}});
     }
-    for (double bad : {-1e-9, 1.0, -infinity, infinity, not_a_number}) {
+    for (double bad : and_non_finite<double>({-1e-9, 1.0})) {
         CAPTURE(bad);
         both_refuse_rule(
             *this, "gate.probability",
             routing_rule{shared_module_gate{dropout_gate{noisy, keep.const_view(), bad}}});
     }
-    for (double bad : {-infinity, infinity, not_a_number, 1e39}) {
+    for (double bad : and_non_finite<double>({1e39})) {
         CAPTURE(bad);
         both_refuse_rule(
             *this, "gate.scale",

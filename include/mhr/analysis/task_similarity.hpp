@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <iterator>
-#include <limits>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -92,10 +91,10 @@ class average_linkage {
         const index_t previous = chain.size() > 1 ? chain[chain.size() - 2] : -1;
         // Of equals the previous one, or the chain could go round in a circle; else the first.
         index_t nearest = previous;
-        double most =
-            previous < 0 ? -std::numeric_limits<double>::infinity() : between(last, previous);
+        double most = previous < 0 ? 0 : between(last, previous);
         for (index_t other = 0; other < count_; ++other) {
-            if (other == last || leaves(other).empty() || !(between(last, other) > most)) continue;
+            if (other == last || leaves(other).empty()) continue;
+            if (nearest >= 0 && !(between(last, other) > most)) continue;
             nearest = other;
             most = between(last, other);
         }

@@ -17,7 +17,9 @@
 ///   - `backward<A>(shape, s, d_w, add)`: calls `add(module, d_s)` for each module that gets a
 ///     gradient;
 ///   - `check(function, heads, modules)`, called once by the entry points.
-/// `s` and `d_w` are functions that are called as often as need be: nothing is stored.
+/// `s` and `d_w` are functions that are called as often as need be: nothing is stored. What is
+/// multiplied with a gate or weight of 0 is left out of sums: the gradient of a weight that is not
+/// used may be one of a module that is not finite.
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -53,7 +55,7 @@ struct sum_normaliser {
         for (index_t m = 0; m < shape.modules; ++m) {
             const A gate = s(m);
             sum += gate;
-            weighted += gate * d_w(m);
+            if (gate != 0) weighted += gate * d_w(m);
         }
         const A mean = weighted / sum;
         for (index_t m = 0; m < shape.modules; ++m)
@@ -106,7 +108,7 @@ struct l2_normaliser {
         const bool is_short = length < epsilon;
         A along = 0;
         for (index_t m = 0; m < shape.modules && !is_short; ++m)
-            along += s(m) / length * d_w(m);
+            if (s(m) != 0) along += s(m) / length * d_w(m);
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
     }
@@ -114,17 +116,23 @@ struct l2_normaliser {
     void check(const char*, index_t, index_t) const noexcept {}
 
   private:
-    /// Of s over its largest element, so that squares neither overflow nor vanish.
+    /// Of s over a power of two near its largest element, so that squares neither overflow nor
+    /// vanish. (By scalbn: a compiler that may regroup sums would make one division of squares of
+    /// two divisions.)
     template <class A, class S>
     static A length_of(const routing_shape& shape, S& s) noexcept {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             largest = std::max(largest, std::abs(s(m)));
-        if (largest == 0) return 0;
+        // Of subnormal numbers, which may be taken for 0 on the way, the length is below the least.
+        if (largest < std::numeric_limits<A>::min()) return 0;
+        const int exponent = std::ilogb(largest);
         A sum = 0;
-        for (index_t m = 0; m < shape.modules; ++m)
-            sum += (s(m) / largest) * (s(m) / largest);
-        return largest * std::sqrt(sum);
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A scaled = std::scalbn(s(m), -exponent);
+            sum += scaled * scaled;
+        }
+        return std::scalbn(std::sqrt(sum), exponent);
     }
 };
 
@@ -148,10 +156,14 @@ struct softmax_normaliser {
     void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         const selection<A> chosen = select<A>(shape, s);
         A mean = 0;
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) mean += chosen.weight(m, s(m)) * d_w(m);
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) add(m, chosen.weight(m, s(m)) * (d_w(m) - mean));
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A weight = chosen.weight(m, s(m));
+            if (weight != 0) mean += weight * d_w(m);
+        }
+        for (index_t m = 0; m < shape.modules; ++m) {
+            const A weight = chosen.weight(m, s(m));
+            if (weight != 0) add(m, weight * (d_w(m) - mean));
+        }
     }
     /// Errors: a number of kept modules below 1.
     void check(const char* function, index_t, index_t) const {
@@ -162,15 +174,19 @@ struct softmax_normaliser {
 
   private:
     /// The kept modules are those that do not come after the last one, in the order of falling s.
+    /// (No infinities stand for the ends of that order: compilers may be told that there are none.)
     template <class A>
     struct selection {
-        A largest = -std::numeric_limits<A>::infinity();
-        A last = std::numeric_limits<A>::infinity();
-        index_t last_module = -1;
+        bool has_all;
+        A largest = 0;
+        A last = 0;
+        index_t last_module = -1; // none yet
         A sum = 0;
 
         // NaN counts as kept, so that it shows in the weights rather than being lost.
         bool has(index_t m, A s) const noexcept {
+            if (has_all) return true;
+            if (last_module < 0) return s != s;
             return !(s < last) && !(s == last && m > last_module);
         }
         // Not s - largest alone, which is NaN for two infinities.
@@ -180,22 +196,17 @@ struct softmax_normaliser {
 
     template <class A, class S>
     selection<A> select(const routing_shape& shape, S& s) const noexcept {
-        selection<A> chosen;
+        selection<A> chosen{kept >= shape.modules};
         for (index_t m = 0; m < shape.modules; ++m)
-            chosen.largest = std::max(chosen.largest, s(m));
-        if (kept >= shape.modules) {
-            chosen.last = -std::numeric_limits<A>::infinity();
-            chosen.last_module = shape.modules;
-        } else {
-            // Each pass finds the next in order: no scratch, and few are kept.
-            for (index_t k = 0; k < kept; ++k) {
-                index_t next = -1;
-                for (index_t m = 0; m < shape.modules; ++m)
-                    if (!chosen.has(m, s(m)) && (next < 0 || s(m) > s(next))) next = m;
-                if (next < 0) break; // what is left is NaN
-                chosen.last = s(next);
-                chosen.last_module = next;
-            }
+            chosen.largest = m == 0 ? s(m) : std::max(chosen.largest, s(m));
+        // Each pass finds the next in order: no scratch, and few are kept.
+        for (index_t k = 0; k < kept && !chosen.has_all; ++k) {
+            index_t next = -1;
+            for (index_t m = 0; m < shape.modules; ++m)
+                if (!chosen.has(m, s(m)) && (next < 0 || s(m) > s(next))) next = m;
+            if (next < 0) break; // what is left is NaN
+            chosen.last = s(next);
+            chosen.last_module = next;
         }
         for (index_t m = 0; m < shape.modules; ++m)
             if (chosen.has(m, s(m))) chosen.sum += chosen.exponential(s(m));

@@ -116,7 +116,9 @@ void router_forward(executor_ref executor, tensor_view<L, 3> logits, tensor_view
 /// d_s[m] = (d_weights[n, h, m] - sum over modules of w d_weights) / (sum of s + 1e-12).
 ///
 /// d_weights [n, heads, modules]; d_logits [tasks of the table, heads, modules] accumulates: a task
-/// that repeats gets every contribution, a task that is absent is not touched.
+/// that repeats gets every contribution, a task that is absent is not touched. A logit at which the
+/// gate's slope is 0 keeps its gradient as it is, even if that of its weight is not finite, and so
+/// do the other logits of its head if the gate is 0, too.
 ///
 /// One phase. Errors: as the forward. Cost: with the sum, 2 n h m gates.
 template <class L, class Id, class Gate, class Normaliser, class DW, class DL>
@@ -142,8 +144,10 @@ void router_backward(executor_ref executor, tensor_view<L, 3> logits, tensor_vie
                 shape, [&](index_t m) { return rule.gate.value(logit(m), at(m)); },
                 [&](index_t m) { return kept * load<A>(d_weights(n, h, m)); },
                 [&](index_t m, A d_gate) {
+                    const A slope = rule.gate.slope(logit(m), at(m));
+                    if (slope == 0) return; // whatever d_gate is
                     DL& target = d_logits(task, h, m);
-                    target = store<DL>(load<A>(target) + rule.gate.slope(logit(m), at(m)) * d_gate);
+                    target = store<DL>(load<A>(target) + slope * d_gate);
                 });
         }
     });

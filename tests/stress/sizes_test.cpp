@@ -1,0 +1,134 @@
+// Sizes at the ends of what models have: every rank, very wide layers, as many heads as features,
+// many tasks, many modules.
+
+#include <cstdint>
+#include <vector>
+
+#include <Eigen/Core>
+#include <doctest/doctest.h>
+
+#include <mhr/adapters/batch_plan.hpp>
+#include <mhr/reference/routing.hpp>
+#include <mhr/routing/router.hpp>
+
+#include "support/comparison.hpp"
+#include "support/random_tensor.hpp"
+#include "support/routed_checks.hpp"
+#include "support/routed_problem.hpp"
+#include "support/scalar_types.hpp"
+#include "support/tensor.hpp"
+
+using namespace mhr;
+using namespace mhr::test;
+
+namespace {
+
+using plain = routed_of<float>;
+using of_16_bits =
+    routed_storage<Eigen::half, Eigen::bfloat16, float, Eigen::half, float, float, float>;
+
+template <class T>
+void check_sizes(const routed_sizes& s) {
+    CAPTURE(s.in());
+    CAPTURE(s.out());
+    CAPTURE(s.rank);
+    CAPTURE(s.heads);
+    routed_problem<T> p(s);
+    check_against_oracle(p);
+}
+
+} // namespace
+
+TEST_CASE("every rank from 1 to 256") {
+    for (index_t rank = 1; rank <= 256; ++rank)
+        check_sizes<plain>({4, 2, 1, 2, 5, 9, rank});
+}
+
+TEST_CASE("every rank from 1 to 256, in 16 bits") {
+    // Odd and even ones, and all multiples of the tiles.
+    for (index_t rank = 1; rank <= 256; rank += rank % 8 == 1 ? 7 : 1)
+        check_sizes<of_16_bits>({3, 1, 2, 2, 3, 4, rank});
+}
+
+TEST_CASE_TEMPLATE("layers of up to 65,536 features", T, plain, of_16_bits) {
+    for (index_t width : {4096, 65535, 65536, 65537}) {
+        check_sizes<T>({2, 2, 1, 2, width, 3, 2});
+        check_sizes<T>({2, 2, 1, 2, 3, width, 2});
+    }
+    check_sizes<T>({3, 1, 4, 3, 16384, 2, 1});
+    check_sizes<T>({3, 1, 4, 3, 2, 16384, 1});
+}
+
+TEST_CASE("as many heads as features") {
+    for (index_t heads : {2, 15, 64, 257}) {
+        check_sizes<plain>({5, 2, heads, 3, 1, 1, 2});
+        check_sizes<plain>({5, 2, heads, 2, 1, 3, 3});
+    }
+}
+
+TEST_CASE("1,024 modules") {
+    check_sizes<plain>({5, 2, 2, 1024, 3, 2, 2});
+    // More entries than are mixed at a time.
+    check_sizes<plain>({60, 40, 1, 1024, 2, 3, 1});
+}
+
+TEST_CASE("10,000 tasks in one batch") {
+    constexpr index_t tasks = 10000;
+    constexpr index_t rows = 12500; // some tasks have two, and some rows have none
+    std::vector<std::int64_t> task_of_row;
+    random_source random(71);
+    for (index_t row : random.permutation(rows))
+        task_of_row.push_back(row % 5 == 4 ? no_task : row * 7 % tasks);
+    batch_plan plan;
+    plan.assign_rows(tensor_view<const std::int64_t, 1>(task_of_row.data(), {rows}));
+    REQUIRE(plan.entries() > tasks / 2);
+    index_t found = 0;
+    for (index_t entry = 0; entry < plan.entries(); ++entry)
+        for (index_t i = 0; i < plan.rows_of(entry).extent(0); ++i, ++found) {
+            const auto row = static_cast<std::size_t>(plan.rows_of(entry)(i));
+            REQUIRE(task_of_row[row] == plan.tasks()(entry));
+        }
+    CHECK(found + plan.base_rows().extent(0) == rows);
+    CHECK(plan.base_rows().extent(0) == rows / 5);
+
+    routed_problem<plain> p({rows, tasks, 2, 3, 2, 3, 2}, plan);
+    check_against_oracle(p);
+}
+
+TEST_CASE("a router of 10,000 tasks and 1,024 modules") {
+    // All tasks, of few modules; few tasks, of all modules.
+    struct sizes {
+        index_t entries, heads, modules;
+    };
+    for (const auto& [entries, heads, modules] : {sizes{10000, 2, 3}, sizes{5, 1, 1024}}) {
+        CAPTURE(modules);
+        constexpr index_t tasks = 10000;
+        tensor<float, 3> logits({tasks, heads, modules}), d_logits(logits.extents());
+        tensor<float, 3> weights({entries, heads, modules}), d_weights(weights.extents());
+        std::vector<index_t> of_entry = random_source(3).permutation(tasks);
+        of_entry.resize(static_cast<std::size_t>(entries));
+        of_entry.front() = tasks - 1;
+        const tensor_view<const index_t, 1> ids(of_entry.data(), {entries});
+        random_source random(7);
+        for (index_t task : of_entry)
+            random.fill(logits.view().slice(0, task), 3);
+        random.fill(d_weights.view());
+        router_forward(serial_executor{}, logits.view(), ids, routing_rule{sigmoid_gate{}},
+                       weights.view());
+        router_backward(serial_executor{}, logits.view(), ids, routing_rule{sigmoid_gate{}},
+                        d_weights.view(), d_logits.view());
+
+        const auto wide = copy_as<double>(logits.view());
+        const auto d_wide = copy_as<double>(d_weights.view());
+        tensor<double, 3> want(weights.extents()), d_want(logits.extents());
+        reference::router_forward(wide.const_view(), ids, {}, want.view());
+        reference::router_backward(wide.const_view(), ids, {}, d_wide.const_view(), d_want.view());
+        const auto n = static_cast<double>(modules);
+        CHECK(compare(weights.view(), want.view(), within<float>(n / 2 + 8)));
+        // d_s is of the order of 1 / sum of s, and its terms cancel.
+        tensor<double, 3> size(logits.extents());
+        transform(d_want.view(), size.view(),
+                  [](double d) { return d == 0 ? 0 : 8 + std::abs(d); });
+        CHECK(compare(d_logits.view(), d_want.view(), size.view(), within<float>(n / 2 + 16)));
+    }
+}

@@ -1,0 +1,201 @@
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <mhr/adapters/routed_ia3.hpp>
+#include <mhr/adapters/routed_lora.hpp>
+#include <mhr/routing/fixed_routers.hpp>
+
+#include "support/random_tensor.hpp"
+#include "support/tensor.hpp"
+
+/// \file
+/// A layer with routed adapters, LoRA or (IA)3, as a function from its arguments to all its
+/// results, and random ones: for properties that both have.
+
+namespace mhr::test {
+
+/// The rows of a batch.
+template <class T>
+struct rows_of_batch {
+    std::vector<std::int64_t> tasks;
+    tensor<T, 2> x, d_y;
+};
+
+/// Gradients begin at 0, and so does y, where it accumulates.
+template <class T>
+struct layer_results {
+    tensor<T, 2> y, d_x;
+    std::vector<tensor<T, 4>> d_modules;
+    tensor<T, 3> d_table;
+};
+
+struct layer_sizes {
+    index_t tasks, heads, modules, in_block, out_block, rank;
+};
+
+/// What the two have in common. `modules` are [heads, modules, ., .]; `table` [tasks, heads,
+/// modules] has the weights of each task.
+template <class T>
+struct routed_layer {
+    std::vector<tensor<T, 4>> modules;
+    tensor<T, 3> table;
+
+    /// Forward and backward on one batch; `call(plan, weights, d_weights, results)` does both.
+    template <class Call>
+    layer_results<T> run_with(const rows_of_batch<T>& batch, index_t out_features,
+                              Call&& call) const {
+        batch_plan plan;
+        const auto rows = static_cast<index_t>(batch.tasks.size());
+        plan.assign_rows(tensor_view<const std::int64_t, 1>(batch.tasks.data(), {rows}));
+        layer_results<T> results{tensor<T, 2>({rows, out_features}),
+                                 tensor<T, 2>(batch.x.extents()),
+                                 {},
+                                 tensor<T, 3>(table.extents())};
+        for (const tensor<T, 4>& matrices : modules)
+            results.d_modules.emplace_back(matrices.extents());
+        tensor<T, 3> weights({plan.entries(), table.extents()[1], table.extents()[2]});
+        tensor<T, 3> d_weights(weights.extents());
+        given_router_forward(serial_executor{}, table.view(), plan.tasks(), weights.view());
+        call(plan, weights.const_view(), d_weights.view(), results);
+        given_router_backward(serial_executor{}, plan.tasks(), d_weights.view(),
+                              results.d_table.view());
+        return results;
+    }
+};
+
+template <class T>
+struct lora_layer : routed_layer<T> {
+    using value_type = T;
+    double scale = 0.75;
+
+    explicit lora_layer(const layer_sizes& s)
+        : routed_layer<T>{{tensor<T, 4>({s.heads, s.modules, s.in_block, s.rank}),
+                           tensor<T, 4>({s.heads, s.modules, s.rank, s.out_block})},
+                          tensor<T, 3>({s.tasks, s.heads, s.modules})} {}
+
+    static index_t in_features(const layer_sizes& s) { return s.heads * s.in_block; }
+    static index_t out_features(const layer_sizes& s) { return s.heads * s.out_block; }
+    /// Which axis of each of `modules` the heads divide.
+    static constexpr std::array<std::size_t, 2> axis_of_heads{2, 3};
+
+    [[nodiscard]] layer_results<T> run(const rows_of_batch<T>& batch) const {
+        const lora_inventory<const T> inventory{this->modules[0].view(), this->modules[1].view()};
+        const lora_shape shape = shape_of(inventory);
+        return this->run_with(
+            batch, shape.out_features,
+            [&](const batch_plan& plan, const auto& weights, const auto& d_weights,
+                layer_results<T>& results) {
+                owned_workspace memory(routed_lora_state_size<T>(plan, shape));
+                workspace rest = memory;
+                const auto state = take_routed_lora_state<T>(rest, plan, shape);
+                owned_workspace scratch(routed_lora_backward_workspace_size<T>(plan, shape));
+                routed_lora_forward(serial_executor{}, plan, batch.x.view(), inventory, weights,
+                                    scale, results.y.view(), state);
+                routed_lora_backward(
+                    serial_executor{}, plan, batch.x.view(), inventory, weights, scale, state,
+                    batch.d_y.view(), results.d_x.view(),
+                    lora_inventory<T>{results.d_modules[0].view(), results.d_modules[1].view()},
+                    d_weights, scratch);
+            });
+    }
+};
+
+/// modules [heads, modules, 1, features / heads]. Rows of no task have y = x, which makes no
+/// difference here.
+template <class T>
+struct ia3_layer : routed_layer<T> {
+    using value_type = T;
+
+    explicit ia3_layer(const layer_sizes& s)
+        : routed_layer<T>{{tensor<T, 4>({s.heads, s.modules, 1, s.in_block})},
+                          tensor<T, 3>({s.tasks, s.heads, s.modules})} {}
+
+    static index_t in_features(const layer_sizes& s) { return s.heads * s.in_block; }
+    static index_t out_features(const layer_sizes& s) { return in_features(s); }
+    static constexpr std::array<std::size_t, 1> axis_of_heads{3};
+
+    [[nodiscard]] layer_results<T> run(const rows_of_batch<T>& batch) const {
+        const tensor_view<const T, 3> scales = this->modules[0].view().slice(2, 0);
+        const index_t features = batch.x.extents()[1];
+        return this->run_with(
+            batch, features,
+            [&](const batch_plan& plan, const auto& weights, const auto& d_weights,
+                layer_results<T>& results) {
+                tensor<T, 2> state({plan.entries(), features});
+                owned_workspace scratch(routed_ia3_backward_workspace_size<T>(plan, features));
+                routed_ia3_forward(serial_executor{}, plan, batch.x.view(), scales, weights,
+                                   results.y.view(), state.view());
+                routed_ia3_backward(serial_executor{}, plan, batch.x.view(), scales, weights,
+                                    state.view(), batch.d_y.view(), results.d_x.view(),
+                                    results.d_modules[0].view().slice(2, 0), d_weights, scratch);
+            });
+    }
+};
+
+inline constexpr int layer_trials = 40;
+
+/// Sizes round those of the tiles.
+inline layer_sizes random_layer_sizes(random_source& random) {
+    const auto upto = [&](index_t largest) { return 1 + random.integer(largest); };
+    return {upto(5), upto(4), upto(11), upto(20), upto(20), upto(20)};
+}
+
+/// Small whole numbers: sums of their products are exact.
+template <class View>
+void fill_whole(random_source& random, const View& view) {
+    random.fill(view, 4);
+    transform(view, view, [](const auto& value) { return std::round(value) + 0; });
+}
+
+/// A random layer and batch; some weights are 0.
+template <class L>
+struct layer_trial {
+    using T = typename L::value_type;
+    layer_sizes s;
+    L layer;
+    rows_of_batch<T> batch;
+
+    layer_trial(random_source& random, const layer_sizes& sizes, bool whole)
+        : s(sizes), layer(sizes), batch(random_rows(random, sizes)) {
+        const auto fill = [&](auto& values) {
+            whole ? fill_whole(random, values.view()) : random.fill(values.view());
+        };
+        for (auto& matrices : layer.modules)
+            fill(matrices);
+        fill(layer.table);
+        for (auto& weight : layer.table.values())
+            if (random.integer(5) == 0) weight = 0;
+        fill(batch.x);
+        fill(batch.d_y);
+    }
+
+    static rows_of_batch<T> random_rows(random_source& random, const layer_sizes& s) {
+        const index_t rows = 1 + random.integer(60);
+        rows_of_batch<T> batch{
+            {}, tensor<T, 2>({rows, L::in_features(s)}), tensor<T, 2>({rows, L::out_features(s)})};
+        for (index_t row = 0; row < rows; ++row)
+            batch.tasks.push_back(random.integer(s.tasks + 1) - 1);
+        return batch;
+    }
+};
+
+/// Calls `f` with random trials.
+template <class L, class F>
+void for_random_layers(bool whole, F&& f) {
+    random_source random(17);
+    for (int i = 0; i < layer_trials; ++i) {
+        CAPTURE(i);
+        const layer_sizes s = random_layer_sizes(random);
+        f(layer_trial<L>(random, s, whole), random);
+    }
+}
+
+} // namespace mhr::test
