@@ -10,8 +10,8 @@
 /// Numbers that are not finite stay with what they belong to:
 ///   - in a row of x, y or d_y: with the results of that row, the gradients of its task's weights,
 ///     and those of the modules that its task uses;
-///   - in a module: with the tasks that use it. A task whose weight of it is 0 does not read it, but
-///     for the gradient of that weight, which then is not finite, and from which the router's
+///   - in a module: with the tasks that use it. A task whose weight of it is 0 does not read it,
+///     but for the gradient of that weight, which then is not finite, and from which the router's
 ///     backward keeps the other logits;
 ///   - in a weight, or in a logit: with its task, and, of weights and their gradients, its head.
 /// Rows of no task may hold anything, and so may memory for states, workspaces and results that are
