@@ -68,7 +68,11 @@ TEST_CASE_TEMPLATE("every kernel gives the same bits on 1 to 8 threads of every 
     const auto add = [&](const std::string& name, int threads, auto call) {
         runs.push_back({name + " of " + std::to_string(threads), call});
     };
-    for (int threads = 1; threads <= 8; ++threads) {
+#if MHR_TEST_FEW_TYPES
+    for (int threads : {2, 8}) { // sanitizers see in these what they see in all
+#else
+    for (int threads : {1, 2, 3, 4, 5, 6, 7, 8}) {
+#endif
         add("OpenMP", threads, [=](const kernel& k) { k.call(openmp_executor{threads}); });
         add("threads", threads, [=](const kernel& k) {
             k.call(thread_executor{threads, static_cast<std::uint64_t>(threads)});

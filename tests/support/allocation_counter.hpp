@@ -1,13 +1,14 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib> // says whose C library it is
 
 /// \file
 /// Counts the allocations of the whole program (allocation_counter.cpp): kernels must not allocate.
 /// Every operator new is replaced, everywhere. malloc and its kin are counted where the C library
-/// is glibc, whose own functions these are put in front of, and under AddressSanitizer and
-/// ThreadSanitizer, which call a hook. Elsewhere malloc alone goes unseen, and counts_malloc says
-/// so.
+/// is glibc, whose own functions these are put in front of, and under AddressSanitizer, which calls
+/// a hook. Elsewhere (other C libraries; ThreadSanitizer, whose hook leaves some out) malloc alone
+/// goes unseen, and counts_malloc says so.
 
 // Under GCC and Clang alike.
 #if defined(__has_feature)
@@ -15,14 +16,14 @@
 #else
 #define MHR_TEST_HAS_FEATURE(name) 0
 #endif
-#if defined(__SANITIZE_ADDRESS__) || MHR_TEST_HAS_FEATURE(address_sanitizer) ||                    \
-    defined(__SANITIZE_THREAD__) || MHR_TEST_HAS_FEATURE(thread_sanitizer)
+#if defined(__SANITIZE_ADDRESS__) || MHR_TEST_HAS_FEATURE(address_sanitizer)
 #define MHR_TEST_SANITIZER_HOOKS 1
 #else
 #define MHR_TEST_SANITIZER_HOOKS 0
 #endif
 
-#if !MHR_TEST_SANITIZER_HOOKS && defined(__GLIBC__)
+#if defined(__GLIBC__) && !MHR_TEST_SANITIZER_HOOKS && !defined(__SANITIZE_THREAD__) &&            \
+    !MHR_TEST_HAS_FEATURE(thread_sanitizer) && !MHR_TEST_HAS_FEATURE(memory_sanitizer)
 #define MHR_TEST_GLIBC_HOOKS 1
 #else
 #define MHR_TEST_GLIBC_HOOKS 0
