@@ -113,7 +113,7 @@ class Bench:
 
     def compile(self, test):
         precompiled = ["-include", str(self.shared.precompiled)]
-        objects = [str(self.shared.objects[name]) for name in ("main", "allocation_counter")]
+        objects = list(map(str, self.shared.objects.values()))
         if test.name == "golden_test.cpp":  # a program of its own
             precompiled, objects = [], []
         command = [self.shared.compiler, *precompiled, *FLAGS, *self.shared.includes,
@@ -154,7 +154,8 @@ class Shared:
         self.precompiled.write_text(PRECOMPILED)
         self.build(["-x", "c++-header", self.precompiled], folder / "precompiled.hpp.gch")
         self.objects = {}
-        for source in (TESTS / "main.cpp", TESTS / "support" / "allocation_counter.cpp"):
+        support = (path for path in TESTS.glob("support/*.cpp") if not path.name.endswith("_test.cpp"))
+        for source in (TESTS / "main.cpp", *support):
             self.objects[source.stem] = folder / f"{source.stem}.o"
             self.build(["-c", source], self.objects[source.stem])
         self.seconds = {}
