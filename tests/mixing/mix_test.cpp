@@ -370,7 +370,7 @@ TEST_CASE("planted bugs of a mixture are found") {
     one = right * (1 + 40 * std::numeric_limits<float>::epsilon());
     CHECK_FALSE(good());
     one = std::numeric_limits<float>::quiet_NaN();
-    CHECK_FALSE((good() && !is_fast_math));
+    CHECK((is_fast_math || !good()));
     // The weights of another head, and a transposed block.
     const auto swapped = tensor_view<float, 3>(&p.weights(0, 1, 0), {3, 2, 5}, {10, -5, 1});
     mix_forward(serial_executor{}, swapped, p.modules.view(), p.mixed.view());

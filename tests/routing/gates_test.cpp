@@ -93,7 +93,8 @@ TEST_CASE("the slopes are the derivatives of the values") {
     }
 }
 
-TEST_CASE_TEMPLATE("large logits saturate, without NaN or infinity", A, MHR_TEST_ACCUMULATORS) {
+TEST_CASE_TEMPLATE("large logits saturate, without NaN or infinity" * needs_same_bits(), A,
+                   MHR_TEST_ACCUMULATORS) {
     for (A logit : and_infinity<A>({A(1e4), A(1e10), A(1e30), std::numeric_limits<A>::max()})) {
         CAPTURE(logit);
         CHECK(sigmoid_at(logit).value == 1);

@@ -116,16 +116,16 @@ TEST_CASE_TEMPLATE("L2: by hand", A, MHR_TEST_ACCUMULATORS) {
     const l2_normaliser l2;
     CHECK(near(weights_of<A>(l2, {3, -4, 0}), {0.6, -0.8, 0}));
     CHECK(near(gradient_of<A>(l2, {3, -4, 0}, {1, 0, 1}), {0.128, 0.096, 0.2}, 16));
-    // Exactly, unless a division may be a multiplication.
-    CHECK((is_fast_math || weights_of<A>(l2, {A(-7)}) == std::vector<A>{-1}));
-    CHECK((is_fast_math || // a sign has no gradient
-           gradient_of<A>(l2, {A(-7)}, {3}) == std::vector<A>{0}));
     CHECK(weights_of<A>(l2, {}).empty());
+    if (is_fast_math) return; // which makes multiplications of divisions
+    CHECK(weights_of<A>(l2, {A(-7)}) == std::vector<A>{-1});
+    CHECK(gradient_of<A>(l2, {A(-7)}, {3}) == std::vector<A>{0}); // a sign has no gradient
 }
 
 TEST_CASE_TEMPLATE("L2: logits of every size", A, MHR_TEST_ACCUMULATORS) {
     const l2_normaliser l2;
     for (double size : {1e-11, 1e-6, 1.0, 1e15, 1e25, 1e30, 1e37}) {
+        if (is_fast_math && size > 1e30) continue; // whose gradients are no normal numbers
         CAPTURE(size);
         const std::vector<A> s{static_cast<A>(3 * size), static_cast<A>(-4 * size), 0};
         CHECK(near(weights_of<A>(l2, s), {0.6, -0.8, 0}, 12));

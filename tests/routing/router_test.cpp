@@ -91,7 +91,7 @@ TEST_CASE("the comparison reports planted bugs") {
     p.weights(1, 1, 2) = -weight;
     CHECK_FALSE(p.check_forward());
     p.weights(1, 1, 2) = std::numeric_limits<float>::quiet_NaN();
-    CHECK_FALSE(p.check_forward());
+    CHECK((is_fast_math || !p.check_forward()));
     p.weights(1, 1, 2) = weight;
     REQUIRE(p.check_forward());
 

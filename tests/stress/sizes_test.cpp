@@ -1,6 +1,8 @@
 // Sizes at the ends of what models have: every rank, very wide layers, as many heads as features,
 // many tasks, many modules.
 
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -100,15 +102,15 @@ TEST_CASE("a router of 10,000 tasks and 1,024 modules") {
     struct sizes {
         index_t entries, heads, modules;
     };
-    for (const auto& [entries, heads, modules] : {sizes{10000, 2, 3}, sizes{5, 1, 1024}}) {
-        CAPTURE(modules);
+    for (const sizes& s : {sizes{10000, 2, 3}, sizes{5, 1, 1024}}) {
+        CAPTURE(s.modules);
         constexpr index_t tasks = 10000;
-        tensor<float, 3> logits({tasks, heads, modules}), d_logits(logits.extents());
-        tensor<float, 3> weights({entries, heads, modules}), d_weights(weights.extents());
+        tensor<float, 3> logits({tasks, s.heads, s.modules}), d_logits(logits.extents());
+        tensor<float, 3> weights({s.entries, s.heads, s.modules}), d_weights(weights.extents());
         std::vector<index_t> of_entry = random_source(3).permutation(tasks);
-        of_entry.resize(static_cast<std::size_t>(entries));
+        of_entry.resize(static_cast<std::size_t>(s.entries));
         of_entry.front() = tasks - 1;
-        const tensor_view<const index_t, 1> ids(of_entry.data(), {entries});
+        const tensor_view<const index_t, 1> ids(of_entry.data(), {s.entries});
         random_source random(7);
         for (index_t task : of_entry)
             random.fill(logits.view().slice(0, task), 3);
@@ -123,7 +125,7 @@ TEST_CASE("a router of 10,000 tasks and 1,024 modules") {
         tensor<double, 3> want(weights.extents()), d_want(logits.extents());
         reference::router_forward(wide.const_view(), ids, {}, want.view());
         reference::router_backward(wide.const_view(), ids, {}, d_wide.const_view(), d_want.view());
-        const auto n = static_cast<double>(modules);
+        const auto n = static_cast<double>(s.modules);
         CHECK(compare(weights.view(), want.view(), within<float>(n / 2 + 8)));
         // d_s is of the order of 1 / sum of s, and its terms cancel.
         tensor<double, 3> size(logits.extents());
