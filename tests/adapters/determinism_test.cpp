@@ -232,8 +232,8 @@ numbers with_tasks_in_another_order(const numbers& rows, const numbers& task_of_
 /// of vectors, and of more than one chunk.
 template <class T, class F>
 void for_worlds(bool one_head, F&& f) {
-    const index_t all_rows[] = {1, 2, 5, 13, 24, 26, 49, 75, 230};
-    const index_t all_ranks[] = {1, 3, 16, 17, 64};
+    const index_t all_rows[] = {1, 26, 49 MHR_TEST_ALSO(2, 5, 13, 24, 75, 230)};
+    const index_t all_ranks[] = {3, 17 MHR_TEST_ALSO(1, 16, 64)};
     std::uint64_t seed = 0;
     for (index_t rank : all_ranks)
         for (index_t rows : all_rows) {

@@ -31,9 +31,11 @@ void for_layouts(F&& f) {
         every_kernel<T> all(of_rows, of_modules, of_gradients);
         f(all);
     };
+    with(layout::padded, layout::reversed, layout::misaligned);
+#if !MHR_TEST_FEW_COMBINATIONS
     with(layout::row_major, layout::row_major, layout::row_major);
     with(layout::column_major, layout::column_major, layout::column_major);
-    with(layout::padded, layout::reversed, layout::misaligned);
+#endif
 }
 
 } // namespace
@@ -69,7 +71,7 @@ TEST_CASE_TEMPLATE("every kernel gives the same bits on 1 to 8 threads of every 
         runs.push_back({name + " of " + std::to_string(threads), call});
     };
 #if MHR_TEST_FEW_COMBINATIONS
-    for (int threads : {2, 8}) { // sanitizers see in these what they see in all
+    for (int threads : {3}) { // sanitizers see in these what they see in all
 #else
     for (int threads : {1, 2, 3, 4, 5, 6, 7, 8}) {
 #endif

@@ -140,7 +140,7 @@ struct ia3_layer : routed_layer<T> {
     }
 };
 
-inline constexpr int layer_trials = 40;
+inline constexpr int layer_trials = MHR_TEST_FEW_COMBINATIONS ? 8 : 40;
 
 /// Sizes round those of the tiles.
 inline layer_sizes random_layer_sizes(random_source& random) {
