@@ -13,6 +13,7 @@
 #include <mhr/adapters/routed_lora.hpp>
 #include <mhr/routing/fixed_routers.hpp>
 
+#include "support/combinations.hpp"
 #include "support/random_tensor.hpp"
 #include "support/tensor.hpp"
 
