@@ -54,12 +54,12 @@ comparison nearly(const tensor_view<const double, 3>& got, const tensor_view<con
 
 } // namespace
 
-TEST_CASE_TEMPLATE("every rule agrees with the oracle", Types,
-                   routing_storage<double, double, double>, routing_storage<float, float, float>,
-                   routing_storage<Eigen::bfloat16, float, float>,
-                   routing_storage<float, Eigen::bfloat16, Eigen::bfloat16>,
-                   routing_storage<Eigen::half, Eigen::half, Eigen::half>,
-                   routing_storage<float, float, double>) {
+TEST_CASE_TEMPLATE("every rule agrees with the oracle", Types, routing_storage<float, float, float>,
+                   routing_storage<float, Eigen::bfloat16, Eigen::bfloat16> MHR_TEST_ALSO(
+                       routing_storage<double, double, double>,
+                       routing_storage<Eigen::bfloat16, float, float>,
+                       routing_storage<Eigen::half, Eigen::half, Eigen::half>,
+                       routing_storage<float, float, double>)) {
     using S = typename routing_problem<Types>::S;
     const std::vector<std::vector<index_t>> task_lists{{3}, repeated_tasks, {}};
     struct sizes {
@@ -69,7 +69,7 @@ TEST_CASE_TEMPLATE("every rule agrees with the oracle", Types,
         CAPTURE(rule.name());
         double worst_forward = 0;
         double worst_backward = 0;
-        for (layout order : {layout::padded, layout::column_major, layout::reversed})
+        for (layout order : all_layouts)
             for (const auto& tasks : task_lists)
                 for (const sizes& s : {sizes{1, 1}, {3, 7}, {5, 2}, {2, 37}}) {
                     CAPTURE(name_of(order));

@@ -39,7 +39,7 @@ struct layouts {
 };
 
 // Small tiles are 8 and 16, large ones 64: sizes below, equal, above and multiples.
-const std::vector<index_t> sizes{1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 130};
+const std::vector<index_t> sizes{1, 17, 65 MHR_TEST_ALSO(2, 7, 8, 9, 15, 16, 31, 33, 63, 64, 130)};
 const std::vector<index_t> row_counts{1, 2, 15, 16, 17, 33};
 
 // Numbers of `count` rows of twice as many, in no order.
@@ -228,7 +228,7 @@ void sweep() {
                 for (const shape& s : {shape{3, 19, 17}, {17, 70, 5}})
                     check_problem<Product, Types>(s, {left, right, output});
     // A bound that is never come near would hide bugs.
-    CHECK(worst > 0.05);
+    CHECK(worst > (MHR_TEST_FEW_COMBINATIONS ? 0.02 : 0.05));
 }
 
 using f32 = storage<float, float, float>;
