@@ -84,8 +84,8 @@ inline bool runs_level(std::string_view level) noexcept {
 /// A function as it was compiled for a level.
 template <class F>
 struct function_of_level {
-    const char* level;
-    F* function;
+    const char* level; ///< what `runs_level` knows
+    F* function;       ///< compiled for it
 };
 
 /// The function of a level, or nullptr if there is none or it does not run here.

@@ -186,7 +186,7 @@ struct softmax_normaliser {
         // NaN counts as kept, so that it shows in the weights rather than being lost.
         bool has(index_t m, A s) const noexcept {
             if (has_all) return true;
-            if (last_module < 0) return s != s;
+            if (last_module < 0) return std::isnan(s);
             return !(s < last) && !(s == last && m > last_module);
         }
         // Not s - largest alone, which is NaN for two infinities.
