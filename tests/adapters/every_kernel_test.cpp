@@ -43,15 +43,18 @@ void for_layouts(F&& f) {
 TEST_CASE_TEMPLATE("no kernel allocates, on any executor", T, EVERY_KERNEL_TYPES) {
     thread_pool pool(2);
     const auto host = [&](index_t parts, parallel_body body) { pool.for_each(parts, body); };
-    // OpenMP makes a team for the first loop, and keeps it.
+    // OpenMP makes a team for the first loop, and keeps it; but LLVM's run-time library allocates
+    // for every loop under AddressSanitizer.
     const openmp_executor openmp{2};
-    executor_ref(openmp).run(2, [](index_t) {});
+    const auto empty_loop = [&] { executor_ref(openmp).run(2, [](index_t) {}); };
+    empty_loop();
+    const bool openmp_allocates = allocations_of(empty_loop) != 0;
     for_layouts<T>([&](every_kernel<T>& all) {
         for (const kernel& k : all.kernels()) {
             CAPTURE(k.name);
             CHECK(allocations_of([&] { k.call(serial_executor{}); }) == 0);
             CHECK(allocations_of([&] { k.call(host); }) == 0);
-            CHECK(allocations_of([&] { k.call(openmp); }) == 0);
+            if (!openmp_allocates) CHECK(allocations_of([&] { k.call(openmp); }) == 0);
             if (!k.one_phase) continue;
             CHECK(allocations_of([&] { for_each_share(3, k.call); }) == 0);
         }
