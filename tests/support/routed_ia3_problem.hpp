@@ -13,26 +13,17 @@
 #include "support/guarded_buffer.hpp"
 #include "support/precision.hpp"
 #include "support/random_tensor.hpp"
+#include "support/routed_problem.hpp"
 
 /// \file
 /// One call of routed (IA)3 with all its buffers, for the tests of adapters/routed_ia3.hpp.
 
 namespace mhr::test {
 
-/// What is stored how: x, modules, weights, y (and d_y), and the gradients of the first three.
-template <class X_, class M_, class W_, class Y_, class DX_ = X_, class DM_ = M_, class DW_ = W_>
-struct ia3_storage {
-    using X = X_;
-    using M = M_;
-    using W = W_;
-    using Y = Y_;
-    using DX = DX_;
-    using DM = DM_;
-    using DW = DW_;
-    using A = accumulator_t<X, M, W>;      // of the forward
-    using Sum = accumulator_t<X, M, W, Y>; // of the backward
-    using S = oracle_t<X, M, W, Y, DX, DM, DW>;
-};
+/// What is stored how, as of routed LoRA: x, modules, weights, y, and the gradients of the first
+/// three.
+template <class... Stored>
+using ia3_storage = routed_storage<Stored...>;
 
 struct ia3_sizes {
     index_t rows, tasks, heads, modules, block;
