@@ -30,7 +30,6 @@ namespace {
 using plain = routed_of<float>;
 using bf16 = Eigen::bfloat16;
 using half = Eigen::half;
-using of_16_bits = routed_storage<half, bf16, float, half, float, float, float>;
 
 constexpr routed_sizes sizes{30, 2, 3, 4, 9, 21, 5};
 

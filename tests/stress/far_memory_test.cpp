@@ -31,8 +31,6 @@ using namespace mhr::test;
 namespace {
 
 using plain = routed_of<float>;
-using of_16_bits =
-    routed_storage<Eigen::half, Eigen::bfloat16, float, Eigen::half, float, float, float>;
 
 constexpr index_t far = (index_t(1) << 31) + 40; // elements, of 2 bytes or more
 

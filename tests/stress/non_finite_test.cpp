@@ -32,8 +32,6 @@ using namespace mhr::test;
 namespace {
 
 using plain = routed_of<float>;
-using of_16_bits =
-    routed_storage<Eigen::half, Eigen::bfloat16, float, Eigen::half, float, float, float>;
 
 constexpr float poisons[] = {std::numeric_limits<float>::quiet_NaN(),
                              std::numeric_limits<float>::infinity(),

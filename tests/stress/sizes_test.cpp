@@ -26,8 +26,6 @@ using namespace mhr::test;
 namespace {
 
 using plain = routed_of<float>;
-using of_16_bits =
-    routed_storage<Eigen::half, Eigen::bfloat16, float, Eigen::half, float, float, float>;
 
 template <class T>
 void check_sizes(const routed_sizes& s) {

@@ -23,6 +23,10 @@ namespace mhr::test {
 template <class T>
 using routed_of = routed_storage<T, T, T, T>;
 
+/// Activations and modules in 16 bits, weights and gradients in f32.
+using of_16_bits =
+    routed_storage<Eigen::half, Eigen::bfloat16, float, Eigen::half, float, float, float>;
+
 /// Mixed types, too, as hosts have them: an adapter of higher precision than the activations, sums
 /// of gradients in f32, an inventory kept small.
 #define MHR_TEST_ROUTED_STORAGES                                                                   \
