@@ -27,7 +27,7 @@ using bf16 = Eigen::bfloat16;
 using half = Eigen::half;
 using plain = lora_storage<float, float, float>;
 
-#define LORA_STORAGES                                                                              \
+#define LORA_HALVES_STORAGES                                                                       \
     plain, lora_storage<half, bf16, float, float, float> MHR_TEST_ALSO(                            \
                lora_storage<double, double, double>, lora_storage<bf16, bf16, bf16>,               \
                lora_storage<half, half, half>, lora_storage<float, half, bf16, half>,              \
@@ -96,7 +96,7 @@ void set_base_rows(const batch_plan& plan, const tensor_view<T, 2>& hidden, floa
 
 } // namespace
 
-TEST_CASE_TEMPLATE("LoRA by halves is LoRA, to the last bit", T, LORA_STORAGES) {
+TEST_CASE_TEMPLATE("LoRA by halves is LoRA, to the last bit", T, LORA_HALVES_STORAGES) {
     for (const lora_sizes& s : shapes) {
         CAPTURE(s.rows);
         CAPTURE(s.in);

@@ -47,12 +47,13 @@ using half = Eigen::half;
             storage<double, float, double>)
 
 // Round the tiles of 8, 16 and 64, the 16 rows of a block and the 128 features of a part; more
-// tasks than rows, one task, spans of more rows than are taken at a time, and rows that nobody
-// asked for.
+// tasks than rows, one task, spans of more rows than are taken at a time, several tasks of several
+// spans each, and rows that nobody asked for.
 constexpr sizes shapes[] = {{1, 1, 1, 1, 1},     {5, 2, 7, 3, 2},     {40, 1, 9, 65, 16},
                             {33, 3, 64, 64, 15}, {7, 20, 17, 5, 3},   {50, 2, 63, 66, 17},
                             {6, 2, 257, 1, 1},   {4, 1, 1, 129, 33},  {3, 2, 128, 8, 4},
-                            {17, 1, 8, 130, 32}, {2, 3, 130, 300, 5}, {800, 1, 5, 3, 2}};
+                            {17, 1, 8, 130, 32}, {2, 3, 130, 300, 5}, {800, 1, 5, 3, 2},
+                            {800, 3, 5, 3, 2}};
 
 /// The oracle's results and their magnitudes.
 template <class S>

@@ -171,6 +171,26 @@ TEST_CASE("mixing and averaging alone accept shares") {
     CHECK(compare_bitwise(shared.d_b.view(), average.d_b.view()));
 }
 
+TEST_CASE("mixing and its gradients are those of both matrices") {
+    routed_problem<plain> p(usual), want(usual);
+    make_whole(p);
+    make_whole(want);
+    p.forward(); // for the state
+    want.forward();
+    const auto mixed = p.state().mixed;
+    const index_t heads = usual.heads;
+    // Any gradients of the mixtures will do.
+    mix_lora_backward(serial_executor{}, p.weights.view(), p.inventory(), mixed, p.d_inventory(),
+                      p.d_weights.view());
+    mix_backward(serial_executor{}, want.weights.view(), want.a.view(), mixed.a.split(1, heads),
+                 want.d_a.view(), want.d_weights.view());
+    mix_backward(serial_executor{}, want.weights.view(), want.b.view(),
+                 mixed.b.split(2, heads).transpose(1, 2), want.d_b.view(), want.d_weights.view());
+    CHECK(compare_bitwise(p.d_a.view(), want.d_a.view()));
+    CHECK(compare_bitwise(p.d_b.view(), want.d_b.view()));
+    CHECK(compare_bitwise(p.d_weights.view(), want.d_weights.view()));
+}
+
 TEST_CASE("each subset of the gradients gives the same bits") {
     routed_problem<plain> all(usual), none(usual);
     all.prepare_backward();

@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/adam.hpp"
+#include "examples/cross_task/adam.hpp"
 
 #include <doctest/doctest.h>
 

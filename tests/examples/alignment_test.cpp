@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "../../examples/cross_task/adapters.hpp"
-#include "../../examples/cross_task/alignment.hpp"
-#include "../../examples/cross_task/random.hpp"
+#include "examples/cross_task/adapters.hpp"
+#include "examples/cross_task/alignment.hpp"
+#include "examples/cross_task/random.hpp"
 
 namespace {
 

@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "../../examples/cross_task/adapters.hpp"
-#include "../../examples/cross_task/experiment.hpp"
-#include "../../examples/cross_task/methods.hpp"
-#include "../../examples/cross_task/random.hpp"
-#include "../../examples/cross_task/training.hpp"
+#include "examples/cross_task/adapters.hpp"
+#include "examples/cross_task/experiment.hpp"
+#include "examples/cross_task/methods.hpp"
+#include "examples/cross_task/random.hpp"
+#include "examples/cross_task/training.hpp"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/host_model.hpp"
+#include "examples/cross_task/host_model.hpp"
 
 #include <doctest/doctest.h>
 

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "../../examples/cross_task/random.hpp"
-#include "../../examples/cross_task/results.hpp"
+#include "examples/cross_task/random.hpp"
+#include "examples/cross_task/results.hpp"
 
 #include <algorithm>
 #include <cmath>

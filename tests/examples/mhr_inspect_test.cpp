@@ -1,5 +1,5 @@
-#include "../../examples/mhr_inspect/export.hpp"
-#include "../../examples/mhr_inspect/listing.hpp"
+#include "examples/mhr_inspect/export.hpp"
+#include "examples/mhr_inspect/listing.hpp"
 
 #include <cmath>
 #include <cstdint>

@@ -1,8 +1,8 @@
-#include "../../examples/cross_task/gnuplot.hpp"
-#include "../../examples/cross_task/heat_map.hpp"
-#include "../../examples/cross_task/label_placement.hpp"
-#include "../../examples/cross_task/plots.hpp"
-#include "made_up_results.hpp"
+#include "examples/cross_task/gnuplot.hpp"
+#include "examples/cross_task/heat_map.hpp"
+#include "examples/cross_task/label_placement.hpp"
+#include "examples/cross_task/plots.hpp"
+#include "examples/made_up_results.hpp"
 #include "support/temporary_folder.hpp"
 
 #include <doctest/doctest.h>

@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/positions.hpp"
+#include "examples/cross_task/positions.hpp"
 
 #include <doctest/doctest.h>
 

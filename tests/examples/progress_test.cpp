@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/progress.hpp"
+#include "examples/cross_task/progress.hpp"
 
 #include <doctest/doctest.h>
 

@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/random.hpp"
+#include "examples/cross_task/random.hpp"
 
 #include <doctest/doctest.h>
 

@@ -1,7 +1,7 @@
-#include "../../examples/cross_task/claims.hpp"
-#include "../../examples/cross_task/report.hpp"
-#include "../../examples/cross_task/table.hpp"
-#include "made_up_results.hpp"
+#include "examples/cross_task/claims.hpp"
+#include "examples/cross_task/report.hpp"
+#include "examples/cross_task/table.hpp"
+#include "examples/made_up_results.hpp"
 #include "support/temporary_folder.hpp"
 
 #include <doctest/doctest.h>

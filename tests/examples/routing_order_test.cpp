@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/routing_order.hpp"
+#include "examples/cross_task/routing_order.hpp"
 
 #include <doctest/doctest.h>
 

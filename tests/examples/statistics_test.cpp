@@ -1,4 +1,4 @@
-#include "../../examples/cross_task/statistics.hpp"
+#include "examples/cross_task/statistics.hpp"
 
 #include <doctest/doctest.h>
 

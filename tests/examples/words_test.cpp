@@ -1,7 +1,7 @@
-#include "../../examples/cross_task/letters.hpp"
-#include "../../examples/cross_task/random.hpp"
-#include "../../examples/cross_task/text_decoder.hpp"
-#include "../../examples/cross_task/words.hpp"
+#include "examples/cross_task/letters.hpp"
+#include "examples/cross_task/random.hpp"
+#include "examples/cross_task/text_decoder.hpp"
+#include "examples/cross_task/words.hpp"
 
 #include <doctest/doctest.h>
 

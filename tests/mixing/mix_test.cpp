@@ -2,6 +2,7 @@
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -48,10 +49,12 @@ struct sizes {
     index_t entries, heads, modules, p, q;
 };
 
-// Round the 16 lanes of inner products and the 256 elements of a chunk, rows joined or not.
+// Round the 16 lanes of inner products and the 256 elements of a chunk, rows joined or not. One
+// block is more than a part mixes.
 constexpr sizes shapes[] = {
-    {1, 1, 1, 1, 1},   {3, 2, 5, 7, 3},  {2, 3, 4, 16, 16}, {1, 1, 3, 1, 257}, {2, 1, 2, 3, 300},
-    {2, 1, 1, 513, 1}, {5, 2, 3, 2, 15}, {1, 4, 2, 17, 1},  {4, 1, 7, 1, 256}, {1, 2, 3, 2, 1},
+    {1, 1, 1, 1, 1},   {3, 2, 5, 7, 3},   {2, 3, 4, 16, 16},  {1, 1, 3, 1, 257},
+    {2, 1, 2, 3, 300}, {2, 1, 1, 513, 1}, {5, 2, 3, 2, 15},   {1, 4, 2, 17, 1},
+    {4, 1, 7, 1, 256}, {1, 2, 3, 2, 1},   {1, 2, 2, 37, 300},
 };
 
 /// Buffers of one call, of random values; a fifth of the weights is 0 (modules switched off).
@@ -175,6 +178,52 @@ TEST_CASE("mixing works in every layout") {
                 CHECK(p.d_modules.intact());
                 CHECK(p.d_weights.intact());
             }
+}
+
+TEST_CASE("columns may be dense instead of rows") {
+    // Of the modules, of what is mixed, of the gradient; in parts, too.
+    using T = storage<float, float, float>;
+    for (const sizes& s : {sizes{3, 2, 4, 6, 19}, sizes{1, 1, 2, 300, 37}}) {
+        problem<T> plain(s);
+        const auto want = oracle<double>(plain);
+        plain.backward();
+        const auto d_modules = copy_as<float>(plain.d_modules.view());
+        plain.forward();
+        const auto swapped = [](auto& buffer, bool swap) {
+            auto extents = buffer.view().extents();
+            if (swap) std::swap(extents[2], extents[3]);
+            return guarded_buffer<float, 4>(extents);
+        };
+        const auto seen = [](auto& buffer, bool swap) {
+            return swap ? buffer.view().transpose(2, 3) : buffer.view();
+        };
+        const auto same = [](float value) { return value; };
+        for (bool of_modules : {false, true})
+            for (bool of_mixed : {false, true})
+                for (bool of_gradients : {false, true}) {
+                    CAPTURE(of_modules);
+                    CAPTURE(of_mixed);
+                    CAPTURE(of_gradients);
+                    problem<T> p(s);
+                    auto modules = swapped(p.modules, of_modules);
+                    auto mixed = swapped(p.mixed, of_mixed);
+                    auto gradients = swapped(p.d_modules, of_gradients);
+                    transform(p.modules.view(), seen(modules, of_modules), same);
+                    transform(p.mixed.view(), seen(mixed, of_mixed), same);
+                    transform(p.d_modules.view(), seen(gradients, of_gradients), same);
+                    mix_backward(serial_executor{}, p.weights.view(), seen(modules, of_modules),
+                                 seen(mixed, of_mixed), seen(gradients, of_gradients),
+                                 p.d_weights.view());
+                    CHECK(compare_bitwise(seen(gradients, of_gradients), d_modules.view()));
+                    CHECK(compare(p.d_weights.view(), want.d_weights.view(),
+                                  want.d_weights_size.view(), sum_of<float>(s.p * s.q)));
+                    mix_forward(serial_executor{}, p.weights.view(), seen(modules, of_modules),
+                                seen(mixed, of_mixed));
+                    CHECK(compare_bitwise(seen(mixed, of_mixed), plain.mixed.view()));
+                    CHECK(mixed.intact());
+                    CHECK(gradients.intact());
+                }
+    }
 }
 
 TEST_CASE("inputs of stride 0 are broadcast") {

@@ -2,8 +2,8 @@
 """Do the tests notice a mistake in a kernel? Plants those of mutants.py, one at a time, and looks.
 
 For each mutant, a copy of include/ gets the one change, and the tests of the changed header are
-compiled against it and run; if these pass, the tests of headers that include it (the shortest ones
-first, a few at most) and the golden cases. A mutant is *killed* when a test fails, crashes or takes too
+compiled against it and run; if these pass, other tests that include it, or tests of headers that do
+(the shortest ones first, a few at most), and the golden cases. A mutant is *killed* when a test fails, crashes or takes too
 long. One that does not compile is counted apart: it proves nothing. All tests are seen to pass without
 a mutant first.
 
@@ -40,7 +40,8 @@ FLAGS = ["-std=c++17", "-O1", "-w", "-fopenmp", "-DMHR_TEST_FEW_COMBINATIONS=1",
 PRECOMPILED = "#include <doctest/doctest.h>\n#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n"
 SECONDS_TO_COMPILE = 600
 LEAST_SECONDS_TO_RUN = 60
-MOST_INCLUDERS = 4
+MOST_FURTHER = 4
+FOLDERS = ("core", "simd", "mixing", "routing", "adapters", "analysis", "stress")  # of further tests
 LEAST_SCORE = 0.95
 KILLED = ("failed", "crashed", "timed out")
 
@@ -98,9 +99,11 @@ def rings(header, tests):
     including = [other for other in headers()
                  if f"#include <mhr/{header}>" in (INCLUDE / "mhr" / other).read_text()
                  and not other.startswith(("io/", "interop/"))]
-    further = sorted((test for other in including for test in tests[other][:1]),
-                     key=lambda path: path.stat().st_size)
-    return tests[header] + further[:MOST_INCLUDERS] + [TESTS / "golden_test.cpp"]
+    further = {test for other in including for test in tests[other][:1]}
+    further |= {test for test in TESTS.glob("*/*_test.cpp")
+                if f"#include <mhr/{header}>" in test.read_text() and test.parent.name in FOLDERS}
+    further = sorted(further - set(tests[header]), key=lambda path: path.stat().st_size)
+    return tests[header] + further[:MOST_FURTHER] + [TESTS / "golden_test.cpp"]
 
 
 class Bench:

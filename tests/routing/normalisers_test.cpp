@@ -101,6 +101,23 @@ TEST_CASE_TEMPLATE("sum: gates that are all 0", A, MHR_TEST_ACCUMULATORS) {
     CHECK(near(gradient_of<A>(sum_normaliser{}, {0, 0, 0}, {1, -2, 0.5}), {1e12, -2e12, 5e11}));
 }
 
+TEST_CASE_TEMPLATE("a gate of 0: what its weight would do is in no other gradient" *
+                       needs_non_finite(),
+                   A, MHR_TEST_ACCUMULATORS) {
+    const auto others = [](const auto& normaliser) {
+        const std::vector<A> s{A(0.5), A(0), A(0.25)};
+        const std::vector<A> d_w{A(1), quiet_nan<A>, A(-2)}, finite{A(1), A(0), A(-2)};
+        const auto d_s = gradient_of(normaliser, s, d_w);
+        const auto want = gradient_of(normaliser, s, finite);
+        CHECK(std::isnan(d_s[1]));
+        CHECK(d_s[0] == want[0]);
+        CHECK(d_s[2] == want[2]);
+    };
+    others(sum_normaliser{});
+    others(average_correction_normaliser{});
+    others(l2_normaliser{});
+}
+
 TEST_CASE_TEMPLATE("average correction: sqrt(heads / modules), whatever the sum", A,
                    MHR_TEST_ACCUMULATORS) {
     const average_correction_normaliser correction;

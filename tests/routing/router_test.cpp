@@ -334,6 +334,23 @@ TEST_CASE("tasks that are absent from the batch are not touched, to the byte") {
     });
 }
 
+TEST_CASE("a logit at which the gate is flat keeps its gradient, whatever that of its weight is" *
+          needs_non_finite()) {
+    // Shut gates, of value and slope 0: the others of the head do not notice either.
+    f32_problem p({2}, 1, 3, plain, layout::row_major), want({2}, 1, 3, plain, layout::row_major);
+    for (f32_problem* one : {&p, &want}) {
+        one->logits(2, 0, 1) = -1e30F;
+        one->d_weights(0, 0, 1) = 0;
+        one->d_logits.fill(0.5F);
+    }
+    want.backward(serial_executor{});
+    p.d_weights(0, 0, 1) = std::numeric_limits<float>::quiet_NaN();
+    p.backward(serial_executor{});
+    CHECK(compare_bitwise(p.d_logits.view(), want.d_logits.view()));
+    CHECK(p.d_logits(2, 0, 1) == 0.5F);
+    CHECK(p.d_logits(2, 0, 0) != 0.5F);
+}
+
 TEST_CASE("entries may come in any order, and an entry alone is as in the batch") {
     const std::vector<index_t> tasks{4, 0, 2, 1};
     f32_problem want(tasks, 3, 5, plain, layout::row_major);

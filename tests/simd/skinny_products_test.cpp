@@ -317,6 +317,29 @@ TEST_CASE_TEMPLATE("the order of rows and the company of others do not change a 
     CHECK(compare_bitwise(alone.output.view(), together.output.view()));
 }
 
+TEST_CASE("outer products of more rows than are taken at a time") {
+    // 48: more would be rounded to a narrow output more than once.
+    for (index_t rows : {48, 49, 97})
+        check_problem<outer_products, f32>({rows, 83, 19}, {});
+}
+
+TEST_CASE("outer products that do not accumulate are those added to 0") {
+    for (index_t rows : {1, 48, 49, 97}) {
+        CAPTURE(rows);
+        const shape s{rows, 83, 19};
+        problem<outer_products, f32> added(s);
+        problem<outer_products, f32> written(s);
+        added.output.fill(0);
+        added.run();
+        written.output.fill(std::numeric_limits<float>::quiet_NaN());
+        detail::add_outer_products(set_of(written.rows), as_const(written.left.view()),
+                                   as_const(written.right.view()), factor,
+                                   written.output.view().transpose(0, 1), false);
+        CHECK(compare_bitwise(written.output.view(), added.output.view()));
+        CHECK(written.output.intact());
+    }
+}
+
 TEST_CASE("outer products may be cut into blocks of features") {
     // What the threads of a backward do; the blocks are multiples of a tile.
     problem<outer_products, f32> whole({7, 83, 19});
