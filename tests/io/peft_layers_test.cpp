@@ -8,6 +8,7 @@
 #include <mhr/io/peft_layers.hpp>
 
 #include "support/error_check.hpp"
+#include "support/long_cases.hpp"
 
 using namespace mhr;
 using namespace mhr::test;
@@ -69,7 +70,7 @@ TEST_CASE("peft_layers: lists of layers are followed, regular expressions are no
     CHECK_THROWS_AS(detail::layer_rules(none).require_adapted("a.q"), error);
 }
 
-TEST_CASE("peft_layers: an endless comparison of names ends") {
+TEST_CASE("peft_layers: an endless comparison of names ends" * long_if_checked()) {
     std::string names;
     for (int i = 0; i < 60000; ++i)
         names += (i == 0 ? "\"" : ",\"") + std::to_string(i) + '"';

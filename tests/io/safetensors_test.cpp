@@ -15,6 +15,7 @@
 #include "support/error_check.hpp"
 #include "support/file_bytes.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/long_cases.hpp"
 #include "support/positions.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/tensor.hpp"
@@ -330,7 +331,8 @@ TEST_CASE("safetensors: the byte of a mistake in the header is named") {
           std::string::npos);
 }
 
-TEST_CASE("safetensors: no more tensors, metadata and text than the limits permit") {
+TEST_CASE("safetensors: no more tensors, metadata and text than the limits permit" *
+          long_if_checked()) {
     std::string header = "{";
     for (std::size_t i = 0; i <= safetensors_file::max_tensors; ++i)
         header += header_entry(std::to_string(i), "U8", "[0]", "[0,0]") + ",";

@@ -17,6 +17,7 @@
 
 #include "support/batches.hpp"
 #include "support/comparison.hpp"
+#include "support/long_cases.hpp"
 #include "support/random_tensor.hpp"
 #include "support/routed_checks.hpp"
 #include "support/routed_ia3_problem.hpp"
@@ -271,7 +272,8 @@ TEST_CASE("a batch of more than 2^31 elements") {
     CHECK(compare_bitwise(d_weights.view(), p.d_weights.view()));
 }
 
-TEST_CASE("an inventory of more than 2^31 elements, of which few modules are used") {
+TEST_CASE("an inventory of more than 2^31 elements, of which few modules are used" *
+          long_if_checked()) {
     if (skipped()) return;
     constexpr index_t modules = 1024;
     constexpr index_t in = 65536;

@@ -14,6 +14,7 @@
 #include <mhr/routing/router.hpp>
 
 #include "support/comparison.hpp"
+#include "support/long_cases.hpp"
 #include "support/random_tensor.hpp"
 #include "support/routed_checks.hpp"
 #include "support/routed_problem.hpp"
@@ -75,7 +76,7 @@ TEST_CASE("1,024 modules") {
     check_sizes<plain>({60, 40, 1, 1024, 2, 3, 1});
 }
 
-TEST_CASE("10,000 tasks in one batch") {
+TEST_CASE("10,000 tasks in one batch" * long_if_checked()) {
     constexpr index_t tasks = 10000;
     constexpr index_t rows = 12500; // some tasks have two, and some rows have none
     std::vector<std::int64_t> task_of_row;
@@ -98,7 +99,7 @@ TEST_CASE("10,000 tasks in one batch") {
     check_against_oracle(p);
 }
 
-TEST_CASE("a router of 10,000 tasks and 1,024 modules") {
+TEST_CASE("a router of 10,000 tasks and 1,024 modules" * long_if_checked()) {
     // All tasks, of few modules; few tasks, of all modules.
     struct sizes {
         index_t entries, heads, modules;
