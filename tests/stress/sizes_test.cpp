@@ -54,7 +54,8 @@ TEST_CASE("every rank from 1 to 256, in 16 bits") {
         check_sizes<of_16_bits>({3, 1, 2, 2, 3, 4, rank});
 }
 
-TEST_CASE_TEMPLATE("layers of up to 65,536 features", T, plain MHR_TEST_ALSO(of_16_bits)) {
+TEST_CASE_TEMPLATE("layers of up to 65,536 features" * long_if_checked(), T,
+                   plain MHR_TEST_ALSO(of_16_bits)) {
     for (index_t width : {65537 MHR_TEST_ALSO(4096, 65535, 65536)}) {
         check_sizes<T>({2, 2, 1, 2, width, 3, 2});
         check_sizes<T>({2, 2, 1, 2, 3, width, 2});
