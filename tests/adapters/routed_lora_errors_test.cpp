@@ -1,12 +1,14 @@
-// Bad input of every argument of adapters/routed_lora.hpp: refused by name, before anything is
-// written.
+// Bad input of every argument of adapters/routed_lora.hpp and routed_lora_halves.hpp: refused by
+// name, before anything is written.
 
+#include <cstddef>
 #include <set>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include <mhr/adapters/routed_lora.hpp>
+#include <mhr/adapters/routed_lora_halves.hpp>
 
 #include "support/bad_arguments.hpp"
 #include "support/error_check.hpp"
@@ -25,7 +27,7 @@ const share_executor share{0, 1};
 
 /// Every argument of every function, as it should be.
 struct arguments {
-    tensor_view<float, 2> x, y, d_y, d_x;
+    tensor_view<float, 2> x, y, d_y, d_x, d_hidden;
     lora_inventory<float> inventory, d_inventory;
     tensor_view<float, 3> weights, d_weights;
     routed_lora_state<float> state;
@@ -38,6 +40,7 @@ struct arguments {
 struct fixture {
     problem p{sizes};
     guarded_buffer<float, 2> d_y{{sizes.rows, sizes.out()}};
+    guarded_buffer<float, 2> d_hidden{{sizes.rows, sizes.rank}};
     guarded_buffer<float, 3> mixed_a{{p.plan.entries(), sizes.in(), sizes.rank}};
     guarded_buffer<float, 3> mixed_b{{p.plan.entries(), sizes.rank, sizes.out()}};
     guarded_buffer<float, 2> hidden{{sizes.rows, sizes.rank}};
@@ -49,6 +52,7 @@ struct fixture {
                 p.y.view(),
                 d_y.view(),
                 p.d_x.view(),
+                d_hidden.view(),
                 p.inventory(),
                 p.d_inventory(),
                 p.weights.view(),
@@ -63,8 +67,8 @@ struct fixture {
     template <class F>
     error_outcome refused(const char* function, const char* argument, F&& f, const arguments& bad) {
         return refuses(
-            function, argument, [&] { f(bad); }, p.y, p.d_x, p.d_a, p.d_b, p.d_weights, mixed_a,
-            mixed_b, hidden, average_a, average_b);
+            function, argument, [&] { f(bad); }, p.y, p.d_x, p.d_a, p.d_b, p.d_weights, d_hidden,
+            mixed_a, mixed_b, hidden, average_a, average_b);
     }
 
     /// All that can be wrong with one input; `view` picks it from the arguments.
@@ -104,6 +108,9 @@ auto& d_y(arguments& all) {
 }
 auto& d_x(arguments& all) {
     return all.d_x;
+}
+auto& d_hidden(arguments& all) {
+    return all.d_hidden;
 }
 auto& a(arguments& all) {
     return all.inventory.a;
@@ -204,6 +211,96 @@ TEST_CASE("bad input of routed_lora_backward") {
     call(f.good());
 }
 
+TEST_CASE("bad input of the halves forward") {
+    fixture f;
+    const auto first_on = [&](executor_ref executor) {
+        return [&f, executor](const arguments& all) {
+            routed_lora_project_forward(executor, f.p.plan, all.x, all.inventory, all.weights,
+                                        all.state);
+        };
+    };
+    const auto second_on = [&](executor_ref executor) {
+        return [&f, executor](const arguments& all) {
+            routed_lora_expand_forward(executor, f.p.plan, all.inventory, all.weights, 1, all.y,
+                                       all.state);
+        };
+    };
+    const auto check_both = [&](const char* function, auto&& call) {
+        f.check_input(function, "inventory.a", call, a, all_axes);
+        f.check_input(function, "inventory.b", call, b, last_axis);
+        f.check_input(function, "weights", call, weights);
+    };
+    constexpr const char* project = "routed_lora_project_forward";
+    const auto first = first_on(serial);
+    check_both(project, first);
+    f.check_input(project, "x", first, x);
+    f.check_output(project, "state.mixed.a", first, state_a);
+    f.check_input(project, "state.mixed.b", first, state_b);
+    f.check_output(project, "state.hidden", first, state_hidden);
+    CHECK(f.refused(project, "executor", first_on(share), f.good()));
+
+    constexpr const char* expand = "routed_lora_expand_forward";
+    const auto second = second_on(serial);
+    check_both(expand, second);
+    f.check_output(expand, "y", second, y);
+    f.check_input(expand, "state.mixed.a", second, state_a);
+    f.check_output(expand, "state.mixed.b", second, state_b);
+    f.check_input(expand, "state.hidden", second, state_hidden);
+    CHECK(f.refused(expand, "executor", second_on(share), f.good()));
+    first(f.good()); // which is not refused
+    second(f.good());
+}
+
+TEST_CASE("bad input of the halves backward") {
+    fixture f;
+    const auto first_on = [&](executor_ref executor) {
+        return [&f, executor](const arguments& all) {
+            routed_lora_expand_backward(executor, f.p.plan, all.inventory, all.weights, 1,
+                                        all.state, all.d_y, all.d_hidden, all.d_inventory,
+                                        all.d_weights, all.scratch);
+        };
+    };
+    const auto second_on = [&](executor_ref executor) {
+        return [&f, executor](const arguments& all) {
+            routed_lora_project_backward(executor, f.p.plan, all.x, all.inventory, all.weights,
+                                         all.state, all.d_hidden, all.d_x, all.d_inventory,
+                                         all.d_weights, all.scratch);
+        };
+    };
+    const std::size_t size = routed_lora_halves_workspace_size<float>(f.p.plan, f.p.shape());
+    REQUIRE(size <= f.p.scratch_memory.size());
+    const auto check_both = [&](const char* function, auto&& call, auto&& on_share) {
+        f.check_input(function, "inventory.a", call, a, all_axes);
+        f.check_input(function, "inventory.b", call, b, last_axis);
+        f.check_input(function, "weights", call, weights);
+        f.check_input(function, "state.mixed.a", call, state_a);
+        f.check_input(function, "state.mixed.b", call, state_b);
+        f.check_input(function, "state.hidden", call, state_hidden);
+        f.check_output(function, "d_inventory.a", call, d_a);
+        f.check_output(function, "d_inventory.b", call, d_b);
+        f.check_output(function, "d_weights", call, d_weights);
+        CHECK(f.refused(function, "executor", on_share, f.good()));
+        arguments bad = f.good();
+        bad.scratch = {f.p.scratch_memory.data(), size - 1};
+        CHECK(f.refused(function, "workspace", call, bad));
+        bad.scratch = {};
+        CHECK(f.refused(function, "workspace", call, bad));
+    };
+    const auto first = first_on(serial);
+    const auto second = second_on(serial);
+    constexpr const char* expand = "routed_lora_expand_backward";
+    check_both(expand, first, first_on(share));
+    f.check_input(expand, "d_y", first, d_y);
+    f.check_output(expand, "d_hidden", first, d_hidden);
+    constexpr const char* project = "routed_lora_project_backward";
+    check_both(project, second, second_on(share));
+    f.check_input(project, "x", second, x);
+    f.check_input(project, "d_hidden", second, d_hidden);
+    f.check_output(project, "d_x", second, d_x);
+    first(f.good());
+    second(f.good());
+}
+
 TEST_CASE("bad input of mix_lora_forward and mix_lora_backward") {
     fixture f;
     const auto forward = [](const arguments& all) {
@@ -295,6 +392,9 @@ TEST_CASE("slots are refused where there is one matrix for each entry") {
     CHECK(refused("routed_lora_backward", "state.mixed.slots", [&](const arguments& all) {
         routed_lora_backward(serial, f.p.plan, all.x, all.inventory, all.weights, 1, all.state,
                              all.d_y, all.d_x, all.d_inventory, all.d_weights, all.scratch);
+    }));
+    CHECK(refused("routed_lora_project_forward", "state.mixed.slots", [&](const arguments& all) {
+        routed_lora_project_forward(serial, f.p.plan, all.x, all.inventory, all.weights, all.state);
     }));
     CHECK(refused("mix_lora_forward", "mixed.slots", [](const arguments& all) {
         mix_lora_forward(serial_executor{}, all.weights, all.inventory, all.state.mixed);

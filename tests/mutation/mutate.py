@@ -3,9 +3,9 @@
 
 For each mutant, a copy of include/ gets the one change, and the tests of the changed header are
 compiled against it and run; if these pass, other tests that include it, or tests of headers that do
-(the shortest ones first, a few at most), and the golden cases. A mutant is *killed* when a test fails, crashes or takes too
-long. One that does not compile is counted apart: it proves nothing. All tests are seen to pass without
-a mutant first.
+(the shortest ones first, a few at most), and the golden cases. A mutant is *killed* when a test fails,
+crashes or takes too long. One that does not compile is counted apart: it proves nothing. All tests are
+seen to pass without a mutant first.
 
 Ends with a table, and with 1 if less than 95 % of the mutants that compile are killed. What survives is
 named, with the reason that mutants.py gives if it is no mistake at all.

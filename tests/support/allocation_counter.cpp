@@ -42,7 +42,7 @@ void* or_throw(void* memory) {
 
 } // namespace
 
-#if MHR_TEST_SANITIZER_HOOKS
+#if MHR_TEST_HAS_ASAN
 
 extern "C" int __sanitizer_install_malloc_and_free_hooks( // NOLINT: that is its name
     void (*on_malloc)(const volatile void*, std::size_t), void (*on_free)(const volatile void*));

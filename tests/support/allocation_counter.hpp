@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdlib> // says whose C library it is
 
+#include "support/sanitizers.hpp"
+
 /// \file
 /// Counts the allocations of the whole program (allocation_counter.cpp): kernels must not allocate.
 /// Every operator new is replaced, everywhere. malloc and its kin are counted where the C library
@@ -10,19 +12,7 @@
 /// a hook. Elsewhere (other C libraries; ThreadSanitizer, whose hook leaves some out) malloc alone
 /// goes unseen, and counts_malloc says so.
 
-// Under GCC and Clang alike.
-#if defined(__has_feature)
-#define MHR_TEST_HAS_FEATURE(name) __has_feature(name)
-#else
-#define MHR_TEST_HAS_FEATURE(name) 0
-#endif
-#if defined(__SANITIZE_ADDRESS__) || MHR_TEST_HAS_FEATURE(address_sanitizer)
-#define MHR_TEST_SANITIZER_HOOKS 1
-#else
-#define MHR_TEST_SANITIZER_HOOKS 0
-#endif
-
-#if defined(__GLIBC__) && !MHR_TEST_SANITIZER_HOOKS && !defined(__SANITIZE_THREAD__) &&            \
+#if defined(__GLIBC__) && !MHR_TEST_HAS_ASAN && !defined(__SANITIZE_THREAD__) &&                   \
     !MHR_TEST_HAS_FEATURE(thread_sanitizer) && !MHR_TEST_HAS_FEATURE(memory_sanitizer)
 #define MHR_TEST_GLIBC_HOOKS 1
 #else
@@ -33,7 +23,7 @@ namespace mhr::test {
 
 /// True if malloc, calloc, realloc, aligned_alloc, posix_memalign, memalign and what calls them are
 /// counted, too.
-inline constexpr bool counts_malloc = MHR_TEST_SANITIZER_HOOKS || MHR_TEST_GLIBC_HOOKS;
+inline constexpr bool counts_malloc = MHR_TEST_HAS_ASAN || MHR_TEST_GLIBC_HOOKS;
 
 /// Allocations so far, of all threads. One that new takes from malloc counts once.
 std::size_t allocation_count() noexcept;
