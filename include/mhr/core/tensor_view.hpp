@@ -100,10 +100,10 @@ class tensor_view {
     template <class... Index>
     [[nodiscard]] constexpr T& operator()(Index... index) const noexcept {
         static_assert(sizeof...(Index) == Rank, "mhr: one index per dimension");
-        const extents_type position{static_cast<index_t>(index)...};
+        // By a pointer: unoptimised builds call every operator of std::array.
+        const index_t* stride = strides_.data();
         index_t offset = 0;
-        for (std::size_t axis = 0; axis < Rank; ++axis)
-            offset += position[axis] * strides_[axis];
+        ((offset += static_cast<index_t>(index) * *stride++), ...);
         return data_[offset];
     }
 
