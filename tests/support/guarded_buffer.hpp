@@ -47,8 +47,9 @@ inline std::string name_of(layout order) {
     return "?";
 }
 
-/// All bytes of a buffer at one moment.
-using snapshot = std::vector<std::byte>;
+/// All bytes of a buffer at one moment. (Not std::byte, which the standard library fills and
+/// compares one by one.)
+using snapshot = std::vector<unsigned char>;
 
 /// Owns a tensor of any extents and layout. Everything is filled with signalling NaN, elements too:
 /// a kernel that reads what it must not spoils its result, and one that writes where it must not
@@ -71,8 +72,9 @@ class guarded_buffer {
         start_ = guard + (order == layout::misaligned ? 1 : 0);
         bytes_.resize(static_cast<std::size_t>(2 * guard + 1 + reach) * sizeof(T) + alignment);
         const T sentinel = poison();
-        for (index_t slot = 0; slot < slots(); ++slot)
-            std::memcpy(address(slot), &sentinel, sizeof(T));
+        unsigned char* at = address(0);
+        for (index_t left = slots(); left > 0; --left, at += sizeof(T))
+            std::memcpy(at, &sentinel, sizeof(T));
         if (order == layout::reversed)
             for (std::size_t axis = 0; axis < Rank; ++axis) {
                 if (extents[axis] > 1) start_ += (extents[axis] - 1) * strides_[axis];
@@ -106,7 +108,7 @@ class guarded_buffer {
 
     /// True if every byte that belongs to no element is as it was made.
     [[nodiscard]] bool intact() const {
-        std::vector<std::byte> expected = untouched_;
+        snapshot expected = untouched_;
         for_each_position(extents_, [&](const position<Rank>& at) {
             const std::size_t first = byte_of(start_ + offset_of(at, strides_));
             std::memcpy(expected.data() + first, bytes_.data() + first, sizeof(T));
@@ -138,13 +140,13 @@ class guarded_buffer {
         const std::size_t to_alignment = (alignment - base % alignment) % alignment;
         return to_alignment + static_cast<std::size_t>(slot) * sizeof(T);
     }
-    std::byte* address(index_t slot) { return bytes_.data() + byte_of(slot); }
+    unsigned char* address(index_t slot) { return bytes_.data() + byte_of(slot); }
 
     std::array<index_t, Rank> extents_;
     std::array<index_t, Rank> strides_{};
     index_t start_ = 0;
-    std::vector<std::byte> bytes_;
-    std::vector<std::byte> untouched_;
+    snapshot bytes_;
+    snapshot untouched_;
 };
 
 } // namespace mhr::test

@@ -20,11 +20,13 @@ void for_each_position(const std::array<index_t, Rank>& extents, F&& f) {
     for (index_t extent : extents)
         if (extent <= 0) return;
     position<Rank> at{};
+    index_t* const index = at.data();
+    const index_t* const end = extents.data();
     for (;;) {
         f(static_cast<const position<Rank>&>(at));
         std::size_t axis = Rank;
-        while (axis > 0 && ++at[axis - 1] == extents[axis - 1])
-            at[--axis] = 0;
+        while (axis > 0 && ++index[axis - 1] == end[axis - 1])
+            index[--axis] = 0;
         if (axis == 0) return;
     }
 }
@@ -32,9 +34,12 @@ void for_each_position(const std::array<index_t, Rank>& extents, F&& f) {
 /// Where an element lies, counted in elements from the view's pointer.
 template <std::size_t Rank>
 index_t offset_of(const position<Rank>& at, const std::array<index_t, Rank>& strides) {
+    // By pointers: unoptimised, as under sanitizers, every operator of std::array is a call.
+    const index_t* const index = at.data();
+    const index_t* const stride = strides.data();
     index_t offset = 0;
     for (std::size_t axis = 0; axis < Rank; ++axis)
-        offset += at[axis] * strides[axis];
+        offset += index[axis] * stride[axis];
     return offset;
 }
 
