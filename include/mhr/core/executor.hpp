@@ -58,6 +58,9 @@ constexpr share share_of(index_t parts, index_t ith, index_t nth) noexcept {
             quotient + (ith < remainder ? 1 : 0)};
 }
 
+/// Multiply-adds for which waking a thread pays: some microseconds.
+inline constexpr index_t worth_a_thread = index_t(1) << 18;
+
 } // namespace detail
 
 /// Runs only the share of participant `ith` of `nth` (1 or more, ith below it), in the calling
@@ -115,8 +118,8 @@ class executor_ref {
     /// if a single one is not worth waking a thread for.
     template <class F>
     void run(index_t parts, index_t cost, F&& body) const {
-        constexpr index_t worth_a_thread = index_t(1) << 18; // some microseconds
-        const index_t together = std::max(index_t(1), worth_a_thread / std::max(cost, index_t(1)));
+        const index_t together =
+            std::max(index_t(1), detail::worth_a_thread / std::max(cost, index_t(1)));
         auto several = [&](index_t group) {
             const index_t first = group * together;
             const index_t last = together < parts - first ? first + together : parts;

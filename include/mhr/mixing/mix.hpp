@@ -29,9 +29,9 @@ inline index_t rows_per_part(index_t columns) noexcept {
 }
 
 /// Modules whose gradients a part owns: all of them if the heads alone give parts enough for eight
-/// threads.
-inline index_t modules_per_part(index_t heads, index_t modules) noexcept {
-    constexpr index_t enough_parts = 8;
+/// threads, or for those that `cost` multiply-adds in all are worth.
+inline index_t modules_per_part(index_t heads, index_t modules, index_t cost) noexcept {
+    const index_t enough_parts = std::min(index_t(8), cost / worth_a_thread + 1);
     return std::max(index_t(1), std::min(modules, heads * modules / enough_parts));
 }
 
@@ -111,9 +111,12 @@ void mix_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<
         if (!d_modules.absent()) d_modules = d_modules.transpose(2, 3);
     }
     // Each gradient has one owner, which adds in the order of entries.
-    const index_t group = detail::modules_per_part(modules.extent(0), modules.extent(1));
+    const index_t cost_of_module = 2 * weights.extent(0) * modules.extent(2) * modules.extent(3);
+    const index_t group =
+        detail::modules_per_part(modules.extent(0), modules.extent(1),
+                                 modules.extent(0) * modules.extent(1) * cost_of_module);
     const index_t groups = (modules.extent(1) + group - 1) / group;
-    const index_t cost = 2 * weights.extent(0) * group * modules.extent(2) * modules.extent(3);
+    const index_t cost = group * cost_of_module;
     executor.run(modules.extent(0) * groups, cost, [&](index_t part) noexcept {
         const index_t h = part / groups;
         const index_t first = part % groups * group;

@@ -28,6 +28,10 @@ inline constexpr index_t entry_group = 32;
 /// Entries for which runs of another type are rather converted twice than copied.
 inline constexpr index_t few_entries = 8;
 
+/// Columns of rows that are too short to be worth a walk of their own, beside which a copy of them
+/// costs little.
+inline constexpr index_t short_columns = 128;
+
 /// A part of a block: rows [p, p + rows), columns [q, q + columns).
 struct block_piece {
     index_t p, rows, q, columns;
@@ -131,6 +135,7 @@ class weight_table {
     void read(const tensor_view<const W, 2>& weights) noexcept {
         outputs_ = weights.extent(0);
         inputs_ = weights.extent(1);
+        std::fill_n(used_, inputs_, false);
         for (index_t n = 0; n < outputs_; ++n) {
             A* const row = values_ + n * Inputs;
             rows_[n] = row;
@@ -138,16 +143,13 @@ class weight_table {
             for (index_t m = 0; m < inputs_; ++m) {
                 row[m] = load<A>(weights(n, m));
                 complete_[n] = complete_[n] && row[m] != A(0);
+                used_[m] = used_[m] || row[m] != A(0);
             }
         }
     }
 
     /// True if some output takes input m.
-    [[nodiscard]] bool uses(index_t m) const noexcept {
-        for (index_t n = 0; n < outputs_; ++n)
-            if (rows_[n][m] != A(0)) return true;
-        return false;
-    }
+    [[nodiscard]] bool uses(index_t m) const noexcept { return used_[m]; }
 
     /// outputs[n] = sum over m of weights[n, m] inputs[m] over `size` elements, or += with
     /// Accumulate. An input of weight 0 is not read for that output.
@@ -183,7 +185,7 @@ class weight_table {
     index_t outputs_ = 0, inputs_ = 0;
     A values_[Outputs * Inputs];
     const A* rows_[Outputs];
-    bool complete_[Outputs];
+    bool complete_[Outputs], used_[Inputs];
 };
 
 template <format Format>
@@ -226,18 +228,20 @@ void mix_blocks(tensor_view<const W, 2> weights, tensor_view<const M, 3> modules
             const index_t parts = in_place ? piece.rows : 1;
             const index_t size = in_place ? piece.columns : padded<Arch, A>(piece.size());
             const auto combine = [&](auto form, auto* runs, index_t first, index_t depth) {
-                for (index_t part = 0; part < parts; ++part) {
-                    A* outputs[entry_group];
-                    for (index_t n = 0; n < entries; ++n)
-                        outputs[n] =
-                            in_place ? output.in_place(n0 + n,
-                                                       {piece.p + part, 1, piece.q, piece.columns},
+                A* outputs[entry_group];
+                for (index_t n = 0; n < entries; ++n)
+                    outputs[n] = in_place
+                                     ? output.in_place(n0 + n, {piece.p, 1, piece.q, piece.columns},
                                                        output_buffer[n])
                                      : output_buffer[n];
+                for (index_t part = 0; part < parts; ++part) {
                     first == 0 ? table.template combine<false, form>(runs, size, outputs)
                                : table.template combine<true, form>(runs, size, outputs);
+                    if (part + 1 == parts) return;
                     for (index_t m = 0; m < depth; ++m)
                         runs[m] += size;
+                    for (index_t n = 0; n < entries; ++n)
+                        outputs[n] += mixed.stride(1);
                 }
             };
             const bool direct = entries <= few_entries && input.has_stored_run(piece);
@@ -303,11 +307,14 @@ void mix_blocks_backward(tensor_view<const W, 2> weights, tensor_view<const M, 3
     const block_piece all{0, modules.extent(1), 0, modules.extent(2)};
     const bool tall = modules.stride(2) != 1 || d_mixed.stride(2) != 1;
     const index_t height = tall ? rows_of_tall_pieces<A, M> : 1;
+    // Several short rows of modules that follow each other are one run.
+    const bool whole = all.columns <= short_columns && all.columns % lanes<A, Arch> == 0 &&
+                       has_joined_rows(modules) && has_joined_rows(d_modules);
     for_groups(d_mixed.extent(0), entry_group, [&](index_t n0, index_t entries) {
         for_groups(modules.extent(0), module_group, [&](index_t m0, index_t count) {
             table.read(weights.block(0, n0, entries).block(1, m0, count).transpose(0, 1));
             std::fill_n(sums, entries * count * lanes<A, Arch>, A(0));
-            for_pieces(all, limit, height, false, [&](const block_piece& piece) {
+            for_pieces(all, limit, height, whole, [&](const block_piece& piece) {
                 const index_t size = padded<Arch, A>(piece.size());
                 const A* d[entry_group];
                 for (index_t n = 0; n < entries; ++n)
