@@ -50,11 +50,11 @@ struct sizes {
 };
 
 // Round the 16 lanes of inner products and the 256 elements of a chunk, rows joined or not. One
-// block is more than a part mixes.
+// block is more than a part mixes, and the gradients of one are worth several parts.
 constexpr sizes shapes[] = {
     {1, 1, 1, 1, 1},   {3, 2, 5, 7, 3},   {2, 3, 4, 16, 16},  {1, 1, 3, 1, 257},
     {2, 1, 2, 3, 300}, {2, 1, 1, 513, 1}, {5, 2, 3, 2, 15},   {1, 4, 2, 17, 1},
-    {4, 1, 7, 1, 256}, {1, 2, 3, 2, 1},   {1, 2, 2, 37, 300},
+    {4, 1, 7, 1, 256}, {1, 2, 3, 2, 1},   {1, 2, 2, 37, 300}, {9, 1, 5, 20, 150},
 };
 
 /// Buffers of one call, of random values; a fifth of the weights is 0 (modules switched off).
@@ -267,28 +267,31 @@ TEST_CASE("inputs of stride 0 are broadcast") {
 }
 
 TEST_CASE("mixing gives the same bits on every executor") {
-    const sizes s{5, 3, 4, 9, 40};
-    using T = storage<float, bf16, float, float, float>;
-    problem<T> want(s);
-    want.backward();
-    const auto check = [&](auto&& run) {
-        problem<T> p(s);
-        run([&](executor_ref executor) { p.backward(executor); });
-        CHECK(compare_bitwise(p.d_modules.view(), want.d_modules.view()));
-        CHECK(compare_bitwise(p.d_weights.view(), want.d_weights.view()));
-        problem<T> forward(s);
-        forward.forward();
-        const auto serial = copy_as<float>(forward.mixed.view());
-        forward.mixed.fill(-1);
-        run([&](executor_ref executor) { forward.forward(executor); });
-        CHECK(compare_bitwise(forward.mixed.const_view(), serial.view()));
-    };
-    for_each_executor([&](executor_ref executor, const std::string& name) {
-        CAPTURE(name);
-        check([&](auto&& call) { call(executor); });
-    });
-    for (index_t nth : {1, 2, 5, 100})
-        check([&](auto&& call) { for_each_share(nth, call); });
+    // Less than is worth a thread, and more: the modules of a head go to several parts then.
+    for (const sizes& s : {sizes{5, 3, 4, 9, 40}, sizes{8, 2, 9, 40, 100}}) {
+        CAPTURE(s.entries);
+        using T = storage<float, bf16, float, float, float>;
+        problem<T> want(s);
+        want.backward();
+        const auto check = [&](auto&& run) {
+            problem<T> p(s);
+            run([&](executor_ref executor) { p.backward(executor); });
+            CHECK(compare_bitwise(p.d_modules.view(), want.d_modules.view()));
+            CHECK(compare_bitwise(p.d_weights.view(), want.d_weights.view()));
+            problem<T> forward(s);
+            forward.forward();
+            const auto serial = copy_as<float>(forward.mixed.view());
+            forward.mixed.fill(-1);
+            run([&](executor_ref executor) { forward.forward(executor); });
+            CHECK(compare_bitwise(forward.mixed.const_view(), serial.view()));
+        };
+        for_each_executor([&](executor_ref executor, const std::string& name) {
+            CAPTURE(name);
+            check([&](auto&& call) { call(executor); });
+        });
+        for (index_t nth : {1, 2, 5, 100})
+            check([&](auto&& call) { for_each_share(nth, call); });
+    }
 }
 
 TEST_CASE("each gradient of mixing may be absent") {

@@ -10,6 +10,7 @@
 #include <mhr/reference/mixing.hpp>
 #include <mhr/simd/mixing.hpp>
 
+#include "support/combinations.hpp"
 #include "support/comparison.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/precision.hpp"
@@ -195,14 +196,16 @@ TEST_CASE_TEMPLATE("blocks of every size", T, storage<double, double, double>,
                                         all_orders[static_cast<std::size_t>(number / 16 % 4)]});
 }
 
-TEST_CASE_TEMPLATE("blocks in every order", T, storage<float, float, float>,
-                   storage<half, float, bf16>) {
+TEST_CASE_TEMPLATE("blocks in every order", T,
+                   storage<float, float, float> MHR_TEST_ALSO(storage<half, float, bf16>)) {
     for (block_order of_modules : all_orders)
         for (block_order of_mixed : all_orders)
             for (block_order of_gradients : all_orders) {
                 const orders o{of_modules, of_mixed, of_gradients};
-                // More entries than modules, and fewer; beyond the groups of both.
+                // More entries than modules, and fewer; beyond the groups of both; rows that are
+                // short, and whole vectors.
                 check_against_oracle<T>({4, 3, 17, 20}, o);
+                check_against_oracle<T>({5, 3, 20, 32}, o);
                 check_against_oracle<T>({3, 9, 20, 33}, o);
                 check_against_oracle<T>({34, 10, 3, 18}, o);
             }
