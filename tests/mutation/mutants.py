@@ -120,6 +120,8 @@ MUTANTS = {
          "std::fill_n(sums, entries * count, A(0));"),
         ("load<A>(target) + totals[n * count + m]", "totals[n * count + m]"),
         ("of_entries.read(n0 + n, piece, entry_buffer[n])", "of_entries.read(n, piece, entry_buffer[n])"),
+        ("used_[m] = used_[m] || row[m] != A(0);", "used_[m] = row[m] != A(0);"),
+        ("outputs[n] += mixed.stride(1);", "outputs[n] += mixed.stride(2);"),
     ],
     "simd/skinny_products.hpp": [
         ("static_cast<A>(factor) * totals[r * depth + k]", "totals[r * depth + k]"),
