@@ -155,6 +155,33 @@ auto& average_b(arguments& all) {
 const std::set<std::size_t> all_axes{0, 1, 2, 3};
 const std::set<std::size_t> last_axis{3};
 
+/// What every function that mixes reads.
+template <class F>
+void check_inventory_and_weights(fixture& f, const char* function, F&& call) {
+    f.check_input(function, "inventory.a", call, a, all_axes);
+    f.check_input(function, "inventory.b", call, b, last_axis);
+    f.check_input(function, "weights", call, weights);
+}
+
+/// What every backward of a layer takes, `size` bytes of workspace among it; `on_share` calls it
+/// with an executor that does not run every part.
+template <class F, class G>
+void check_backward(fixture& f, const char* function, F&& call, G&& on_share, std::size_t size) {
+    check_inventory_and_weights(f, function, call);
+    f.check_input(function, "state.mixed.a", call, state_a);
+    f.check_input(function, "state.mixed.b", call, state_b);
+    f.check_input(function, "state.hidden", call, state_hidden);
+    f.check_output(function, "d_inventory.a", call, d_a);
+    f.check_output(function, "d_inventory.b", call, d_b);
+    f.check_output(function, "d_weights", call, d_weights);
+    CHECK(f.refused(function, "executor", on_share, f.good()));
+    arguments bad = f.good();
+    bad.scratch = {f.p.scratch_memory.data(), size - 1};
+    CHECK(f.refused(function, "workspace", call, bad));
+    bad.scratch = {};
+    CHECK(f.refused(function, "workspace", call, bad));
+}
+
 } // namespace
 
 TEST_CASE("bad input of routed_lora_forward") {
@@ -168,9 +195,7 @@ TEST_CASE("bad input of routed_lora_forward") {
     };
     const auto call = call_on(serial);
     f.check_input(function, "x", call, x);
-    f.check_input(function, "inventory.a", call, a, all_axes);
-    f.check_input(function, "inventory.b", call, b, last_axis);
-    f.check_input(function, "weights", call, weights);
+    check_inventory_and_weights(f, function, call);
     f.check_output(function, "y", call, y);
     f.check_output(function, "state.mixed.a", call, state_a);
     f.check_output(function, "state.mixed.b", call, state_b);
@@ -190,24 +215,10 @@ TEST_CASE("bad input of routed_lora_backward") {
         };
     };
     const auto call = call_on(serial);
+    check_backward(f, function, call, call_on(share), f.p.scratch_memory.size());
     f.check_input(function, "x", call, x);
-    f.check_input(function, "inventory.a", call, a, all_axes);
-    f.check_input(function, "inventory.b", call, b, last_axis);
-    f.check_input(function, "weights", call, weights);
-    f.check_input(function, "state.mixed.a", call, state_a);
-    f.check_input(function, "state.mixed.b", call, state_b);
-    f.check_input(function, "state.hidden", call, state_hidden);
     f.check_input(function, "d_y", call, d_y);
     f.check_output(function, "d_x", call, d_x);
-    f.check_output(function, "d_inventory.a", call, d_a);
-    f.check_output(function, "d_inventory.b", call, d_b);
-    f.check_output(function, "d_weights", call, d_weights);
-    CHECK(f.refused(function, "executor", call_on(share), f.good()));
-    arguments bad = f.good();
-    bad.scratch = {f.p.scratch_memory.data(), f.p.scratch_memory.size() - 1};
-    CHECK(f.refused(function, "workspace", call, bad));
-    bad.scratch = {};
-    CHECK(f.refused(function, "workspace", call, bad));
     call(f.good());
 }
 
@@ -225,14 +236,9 @@ TEST_CASE("bad input of the halves forward") {
                                        all.state);
         };
     };
-    const auto check_both = [&](const char* function, auto&& call) {
-        f.check_input(function, "inventory.a", call, a, all_axes);
-        f.check_input(function, "inventory.b", call, b, last_axis);
-        f.check_input(function, "weights", call, weights);
-    };
     constexpr const char* project = "routed_lora_project_forward";
     const auto first = first_on(serial);
-    check_both(project, first);
+    check_inventory_and_weights(f, project, first);
     f.check_input(project, "x", first, x);
     f.check_output(project, "state.mixed.a", first, state_a);
     f.check_input(project, "state.mixed.b", first, state_b);
@@ -241,7 +247,7 @@ TEST_CASE("bad input of the halves forward") {
 
     constexpr const char* expand = "routed_lora_expand_forward";
     const auto second = second_on(serial);
-    check_both(expand, second);
+    check_inventory_and_weights(f, expand, second);
     f.check_output(expand, "y", second, y);
     f.check_input(expand, "state.mixed.a", second, state_a);
     f.check_output(expand, "state.mixed.b", second, state_b);
@@ -269,31 +275,14 @@ TEST_CASE("bad input of the halves backward") {
     };
     const std::size_t size = routed_lora_halves_workspace_size<float>(f.p.plan, f.p.shape());
     REQUIRE(size <= f.p.scratch_memory.size());
-    const auto check_both = [&](const char* function, auto&& call, auto&& on_share) {
-        f.check_input(function, "inventory.a", call, a, all_axes);
-        f.check_input(function, "inventory.b", call, b, last_axis);
-        f.check_input(function, "weights", call, weights);
-        f.check_input(function, "state.mixed.a", call, state_a);
-        f.check_input(function, "state.mixed.b", call, state_b);
-        f.check_input(function, "state.hidden", call, state_hidden);
-        f.check_output(function, "d_inventory.a", call, d_a);
-        f.check_output(function, "d_inventory.b", call, d_b);
-        f.check_output(function, "d_weights", call, d_weights);
-        CHECK(f.refused(function, "executor", on_share, f.good()));
-        arguments bad = f.good();
-        bad.scratch = {f.p.scratch_memory.data(), size - 1};
-        CHECK(f.refused(function, "workspace", call, bad));
-        bad.scratch = {};
-        CHECK(f.refused(function, "workspace", call, bad));
-    };
     const auto first = first_on(serial);
     const auto second = second_on(serial);
     constexpr const char* expand = "routed_lora_expand_backward";
-    check_both(expand, first, first_on(share));
+    check_backward(f, expand, first, first_on(share), size);
     f.check_input(expand, "d_y", first, d_y);
     f.check_output(expand, "d_hidden", first, d_hidden);
     constexpr const char* project = "routed_lora_project_backward";
-    check_both(project, second, second_on(share));
+    check_backward(f, project, second, second_on(share), size);
     f.check_input(project, "x", second, x);
     f.check_input(project, "d_hidden", second, d_hidden);
     f.check_output(project, "d_x", second, d_x);
