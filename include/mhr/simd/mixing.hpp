@@ -307,7 +307,7 @@ void mix_blocks_backward(tensor_view<const W, 2> weights, tensor_view<const M, 3
     const block_piece all{0, modules.extent(1), 0, modules.extent(2)};
     const bool tall = modules.stride(2) != 1 || d_mixed.stride(2) != 1;
     const index_t height = tall ? rows_of_tall_pieces<A, M> : 1;
-    // Several short rows of modules that follow each other are one run.
+    // Short rows of modules one behind the other are one run; of whole vectors, for the same bits.
     const bool whole = all.columns <= short_columns && all.columns % lanes<A, Arch> == 0 &&
                        has_joined_rows(modules) && has_joined_rows(d_modules);
     for_groups(d_mixed.extent(0), entry_group, [&](index_t n0, index_t entries) {
