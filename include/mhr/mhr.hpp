@@ -56,6 +56,7 @@
 #include <mhr/simd/dense_rows.hpp>
 #include <mhr/simd/half_vectors.hpp>
 #include <mhr/simd/mixing.hpp>
+#include <mhr/simd/one_lane.hpp>
 #include <mhr/simd/skinny_products.hpp>
 #include <mhr/simd/tiles.hpp>
 #include <mhr/simd/transpose.hpp>

@@ -27,6 +27,7 @@ struct terms {
 template <class A, class Arch>
 std::vector<A> multiply_adds(const std::vector<terms>& all) {
     using V = detail::vector<A, Arch>;
+    using detail::multiply_add; // or it is found with the class
     constexpr auto width = static_cast<std::size_t>(detail::lanes<A, Arch>);
     std::vector<A> results;
     for (std::size_t first = 0; first < all.size(); first += width) {
@@ -37,14 +38,18 @@ std::vector<A> multiply_adds(const std::vector<terms>& all) {
             c[i] = static_cast<A>(all[first + i].c);
         }
         alignas(64) std::array<A, width> result;
-        detail::multiply_add<A, Arch>(V::load_aligned(a.data()), V::load_aligned(b.data()),
-                                      V::load_aligned(c.data()))
+        multiply_add(V::load_aligned(a.data()), V::load_aligned(b.data()),
+                     V::load_aligned(c.data()))
             .store_aligned(result.data());
         results.insert(results.end(), result.begin(), result.end());
     }
     results.resize(all.size());
     return results;
 }
+
+// 32-bit Arm has vectors of f32 alone.
+template <class Arch>
+constexpr bool has_f64_vectors = !std::is_same_v<Arch, xsimd::neon>;
 
 template <class A>
 bool same_bits(A a, A b) {
@@ -68,7 +73,7 @@ TEST_CASE("lanes are as many as fill a register") {
         CAPTURE(Arch::name());
         constexpr index_t floats = detail::lanes<float, Arch>;
         constexpr index_t doubles = detail::lanes<double, Arch>;
-        CHECK(floats == 2 * doubles);
+        CHECK(doubles == (has_f64_vectors<Arch> ? floats / 2 : 1));
         CHECK((floats == 4 || floats == 8 || floats == 16));
         CHECK(sizeof(detail::vector<float, Arch>) == sizeof(float) * floats);
         CHECK(sizeof(detail::vector<double, Arch>) == sizeof(double) * doubles);
@@ -76,8 +81,37 @@ TEST_CASE("lanes are as many as fill a register") {
         constexpr index_t piece = detail::lanes<float, detail::piece_arch<Arch>>;
         CHECK(piece == 4);
         CHECK(floats % piece == 0);
-        CHECK(detail::lanes<double, detail::piece_arch<Arch>> == 2);
+        CHECK(detail::lanes<double, detail::piece_arch<Arch>> == (has_f64_vectors<Arch> ? 2 : 1));
     });
+}
+
+TEST_CASE("where there are no vectors, one number is a vector") {
+    CHECK(detail::lanes<float, without_vectors> == 1);
+    CHECK(detail::lanes<double, without_vectors> == 1);
+    CHECK(std::is_same_v<detail::piece_arch<without_vectors>, without_vectors>);
+    CHECK(detail::has_32_registers<without_vectors> == detail::has_32_registers<default_arch>);
+}
+
+// Types of architectures are declared everywhere. Those of the same instructions have vectors of
+// several lengths in some versions, each with intrinsics of its own.
+TEST_CASE("an architecture has the intrinsics of its length of vectors alone") {
+    for_each_architecture([](auto arch) {
+        using Arch = decltype(arch);
+        CAPTURE(Arch::name());
+        constexpr index_t bytes = detail::lanes<float, Arch> * 4;
+        constexpr int kinds = int(detail::is_sse2<Arch>) + int(detail::is_avx<Arch>) +
+                              int(detail::is_avx512<Arch>) + int(detail::is_neon<Arch>);
+        CHECK(kinds <= 1);
+        if (detail::is_sse2<Arch> || detail::is_neon<Arch>) CHECK(bytes == 16);
+        if (detail::is_avx<Arch> || detail::is_avx2<Arch>) CHECK(bytes == 32);
+        if (detail::is_avx512<Arch>) CHECK(bytes == 64);
+    });
+#if defined(XSIMD_WITH_SSE2) && XSIMD_WITH_SSE2
+    // What derives from one, and has vectors of another length.
+    struct derived : xsimd::sse2 {};
+    CHECK_FALSE(detail::is_sse2<derived>);
+    CHECK_FALSE(detail::is_sse2<without_vectors>);
+#endif
 }
 
 TEST_CASE("32 registers with AVX-512 and 64-bit ARM, else 16") {
@@ -85,7 +119,7 @@ TEST_CASE("32 registers with AVX-512 and 64-bit ARM, else 16") {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         constexpr bool many =
-            std::is_base_of_v<xsimd::avx512f, Arch> || std::is_base_of_v<xsimd::neon64, Arch>;
+            detail::is_avx512<Arch> || std::is_base_of_v<xsimd::neon64, default_arch>;
         CHECK(detail::has_32_registers<Arch> == many);
     });
 }
@@ -110,7 +144,7 @@ TEST_CASE_TEMPLATE("multiply_add rounds once where the architecture can", A,
     for (int i = 0; i < 1000; ++i)
         all.push_back({random.uniform(-1, 1), random.uniform(-1, 1), random.uniform(-1, 1)});
 
-    for_each_architecture([&](auto arch) {
+    for_each_architecture_and_none([&](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         const std::vector<A> got = multiply_adds<A, Arch>(all);

@@ -246,7 +246,7 @@ TEST_CASE("tiles cover everything once, the largest first") {
 }
 
 TEST_CASE_TEMPLATE("inner products of every number of rows", A, MHR_TEST_ACCUMULATORS) {
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         double worst = 0;
@@ -265,7 +265,7 @@ TEST_CASE_TEMPLATE("inner products of every number of rows", A, MHR_TEST_ACCUMUL
 
 TEST_CASE_TEMPLATE("inner products are added to, a chunk of columns at a time", A,
                    MHR_TEST_ACCUMULATORS) {
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         inner_products<Arch, A> whole(5, 7, 9), cut(5, 7, 9);
@@ -286,7 +286,7 @@ TEST_CASE_TEMPLATE("inner products are added to, a chunk of columns at a time", 
 }
 
 TEST_CASE_TEMPLATE("combinations of every number of rows", A, MHR_TEST_ACCUMULATORS) {
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         double worst = 0;
@@ -312,7 +312,7 @@ TEST_CASE_TEMPLATE("combinations of every number of rows", A, MHR_TEST_ACCUMULAT
 
 TEST_CASE_TEMPLATE("lanes are added up, whatever lies beyond", A, MHR_TEST_ACCUMULATORS) {
     using S = oracle_t<A>;
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         constexpr index_t width = detail::lanes<A, Arch>;
@@ -353,7 +353,7 @@ TEST_CASE_TEMPLATE("lanes are added up, whatever lies beyond", A, MHR_TEST_ACCUM
 TEST_CASE("the factor is applied to the sum, not to its terms") {
     // 3 * (1 + epsilon / 2) is 3 if the sum is rounded first: the order that every path shares.
     const float half_epsilon = std::numeric_limits<float>::epsilon() / 2;
-    for_each_architecture([&](auto arch) {
+    for_each_architecture_and_none([&](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         constexpr index_t width = detail::lanes<float, Arch>;
@@ -372,7 +372,7 @@ TEST_CASE("the factor is applied to the sum, not to its terms") {
 }
 
 TEST_CASE("fetching ahead changes nothing, whatever the addresses are") {
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         for (index_t rows : {1, 2, 13}) {

@@ -113,7 +113,7 @@ void check_copies(index_t rows, index_t columns, layout order, layout of_rows) {
 } // namespace
 
 TEST_CASE("rows of registers become columns, on every architecture") {
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         check_registers<Arch, float>();
@@ -122,7 +122,7 @@ TEST_CASE("rows of registers become columns, on every architecture") {
 }
 
 TEST_CASE("transposes of every size, on every architecture") {
-    for_each_architecture([](auto arch) {
+    for_each_architecture_and_none([](auto arch) {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         for (index_t rows : sizes)

@@ -20,12 +20,30 @@ inline constexpr bool fuses_multiply_add =
 /// the length of vectors, the number of registers or the multiply-add.
 template <class F>
 void for_each_architecture(F&& f) {
-    using chosen = xsimd::arch_list<xsimd::avx512bw, xsimd::fma3<xsimd::avx2>, xsimd::sse2>;
+    using chosen = xsimd::arch_list<xsimd::avx512bw, xsimd::fma3<xsimd::avx2>, xsimd::sse2
+#ifdef XSIMD_WITH_AVX512VL
+                                    ,
+                                    // Shorter vectors with the newer instructions.
+                                    xsimd::avx512vl_256, xsimd::avx512vl_128
+#endif
+                                    >;
     const auto run = [&](auto arch) {
         if constexpr (decltype(arch)::supported()) f(arch);
     };
     chosen::for_each(run);
     if constexpr (!chosen::template contains<default_arch>()) f(default_arch{});
+}
+
+/// One that has no vectors, as 32-bit Arm has none of f64.
+struct without_vectors {
+    static constexpr const char* name() noexcept { return "without vectors"; }
+};
+
+/// The same, and with `without_vectors`, where nothing of 16 bits is converted.
+template <class F>
+void for_each_architecture_and_none(F&& f) {
+    for_each_architecture(f);
+    f(without_vectors{});
 }
 
 } // namespace mhr::test

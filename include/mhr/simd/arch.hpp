@@ -8,9 +8,14 @@
 #include <xsimd/xsimd.hpp>
 
 #include <mhr/core/tensor_view.hpp>
+#include <mhr/simd/one_lane.hpp>
 
 #ifdef XSIMD_NO_SUPPORTED_ARCHITECTURE
-#error "mhr: xsimd finds no vector instructions with these flags (32-bit x86 needs -msse2)"
+// clang-format off
+#error "mhr: xsimd finds no vector instructions with these flags. 32-bit x86 needs -msse2, 32-bit \
+Arm -mfpu=neon. For processors without any, xsimd 14 and newer emulate them: \
+-DXSIMD_WITH_EMULATED=1 '-DXSIMD_DEFAULT_ARCH=xsimd::emulated<128>'"
+// clang-format on
 #endif
 
 /// \file
@@ -26,41 +31,56 @@ using default_arch = xsimd::default_arch;
 
 namespace detail {
 
+/// A vector register, or one number where the architecture has no registers of such.
 template <class A, class Arch>
-using vector = xsimd::batch<A, Arch>;
+using vector = std::conditional_t<xsimd::types::has_simd_register<A, Arch>::value,
+                                  xsimd::batch<A, Arch>, one_lane<A>>;
 
-/// Elements of a vector register.
+/// Elements of a vector.
 template <class A, class Arch>
 inline constexpr index_t lanes = static_cast<index_t>(vector<A, Arch>::size);
 
+/// True if an architecture is `Base`, or adds instructions to it, and has vectors of so many bytes:
+/// those of another length, which some versions derive from it, have other intrinsics.
+template <class Base, class Arch, std::size_t Bytes>
+inline constexpr bool extends = std::is_base_of_v<Base, Arch> &&
+                                (vector<float, Arch>::size * sizeof(float) == Bytes);
+
+template <class Arch>
+inline constexpr bool is_sse2 = extends<xsimd::sse2, Arch, 16>;
+template <class Arch>
+inline constexpr bool is_avx = extends<xsimd::avx, Arch, 32>;
+template <class Arch>
+inline constexpr bool is_avx2 = extends<xsimd::avx2, Arch, 32>;
+template <class Arch>
+inline constexpr bool is_avx512 = extends<xsimd::avx512f, Arch, 64>;
+template <class Arch>
+inline constexpr bool is_neon = extends<xsimd::neon, Arch, 16>;
+
 /// The architecture of vectors of 16 bytes: the pieces of longer ones, in which elements can change
 /// places (the zips of longer vectors mean different things in different versions).
-#if defined(XSIMD_WITH_SSE2) && XSIMD_WITH_SSE2
 template <class Arch>
-using piece_arch = xsimd::sse2;
-#else
-template <class Arch>
-using piece_arch = Arch;
-#endif
+using piece_arch = std::conditional_t<is_avx<Arch> || is_avx512<Arch>, xsimd::sse2, Arch>;
 
-/// True if there are 32 vector registers, else there are 16.
+/// True if there are 32 vector registers, else there are 16. (Other architectures of 64-bit Arm
+/// than NEON are its scalable vectors.)
 #if defined(XSIMD_WITH_NEON64) && XSIMD_WITH_NEON64
 template <class Arch>
 inline constexpr bool has_32_registers = true;
 #else
 template <class Arch>
-inline constexpr bool has_32_registers = vector<float, Arch>::size == 16;
+inline constexpr bool has_32_registers = is_avx512<Arch>;
 #endif
 
 /// a b + c, rounded once where the architecture can. (xsimd 8.1 rounds twice for AVX-512, unless
 /// the compiler mends it, which could differ from one loop to the next.)
 template <class A, class Arch>
-vector<A, Arch> multiply_add(const vector<A, Arch>& a, const vector<A, Arch>& b,
-                             const vector<A, Arch>& c) noexcept {
+xsimd::batch<A, Arch> multiply_add(const xsimd::batch<A, Arch>& a, const xsimd::batch<A, Arch>& b,
+                                   const xsimd::batch<A, Arch>& c) noexcept {
 #if defined(XSIMD_WITH_AVX512F) && XSIMD_WITH_AVX512F
-    if constexpr (std::is_base_of_v<xsimd::avx512f, Arch> && std::is_same_v<A, float>)
+    if constexpr (is_avx512<Arch> && std::is_same_v<A, float>)
         return _mm512_fmadd_ps(a, b, c);
-    else if constexpr (std::is_base_of_v<xsimd::avx512f, Arch> && std::is_same_v<A, double>)
+    else if constexpr (is_avx512<Arch> && std::is_same_v<A, double>)
         return _mm512_fmadd_pd(a, b, c);
     else
 #endif

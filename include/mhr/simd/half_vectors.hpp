@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/simd/arch.hpp>
@@ -19,27 +20,23 @@ namespace detail {
 template <class Arch>
 using bits_vector = vector<std::int32_t, Arch>;
 
-template <class Arch>
-inline constexpr bool is_avx512 = lanes<float, Arch> == 16;
-
 #if defined(XSIMD_WITH_AVX512F) && XSIMD_WITH_AVX512F
 /// GCC 12 warns of its own unmasked conversions, which begin with an undefined vector.
 inline constexpr __mmask16 all_lanes = 0xFFFF;
 #endif
 
-template <class To, class From, class = void>
-struct casts_to_batch : std::false_type {};
 template <class To, class From>
-struct casts_to_batch<To, From, std::void_t<decltype(xsimd::bitwise_cast<To>(From{}))>>
-    : std::true_type {};
+using bitwise_cast_of = decltype(xsimd::bitwise_cast<To>(std::declval<const From&>()));
 
-/// The same bits as a vector of T. (xsimd 8.1 is asked for a vector, later ones for its elements.)
+/// The same bits as a vector of T. Versions of xsimd up to 10 are asked for a vector, later ones
+/// for its elements. What comes back tells them apart: both forms are declared for either request.
 template <class T, class U, class Arch>
-vector<T, Arch> vector_bits_as(const vector<U, Arch>& v) noexcept {
-    if constexpr (casts_to_batch<vector<T, Arch>, vector<U, Arch>>::value)
-        return xsimd::bitwise_cast<vector<T, Arch>>(v);
-    else
+xsimd::batch<T, Arch> vector_bits_as(const xsimd::batch<U, Arch>& v) noexcept {
+    using result = xsimd::batch<T, Arch>;
+    if constexpr (std::is_same_v<bitwise_cast_of<T, xsimd::batch<U, Arch>>, result>)
         return xsimd::bitwise_cast<T>(v);
+    else
+        return xsimd::bitwise_cast<result>(v);
 }
 
 /// 16-bit numbers, of whatever class, as 32-bit ones.
@@ -51,19 +48,18 @@ bits_vector<Arch> load_16(const void* from) noexcept {
                                            _mm256_loadu_si256(static_cast<const __m256i*>(from)));
 #endif
 #if defined(XSIMD_WITH_AVX2) && XSIMD_WITH_AVX2
-    if constexpr (std::is_base_of_v<xsimd::avx2, Arch>)
+    if constexpr (is_avx2<Arch>)
         return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 #endif
 #if defined(XSIMD_WITH_SSE2) && XSIMD_WITH_SSE2
-    if constexpr (lanes<float, Arch> == 4)
+    if constexpr (is_sse2<Arch>)
         return _mm_unpacklo_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(from)),
                                   _mm_setzero_si128());
 #endif
     std::uint16_t numbers[lanes<float, Arch>];
     std::memcpy(numbers, from, sizeof numbers);
 #if defined(XSIMD_WITH_NEON) && XSIMD_WITH_NEON
-    if constexpr (lanes<float, Arch> == 4)
-        return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(numbers)));
+    if constexpr (is_neon<Arch>) return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(numbers)));
 #endif
     alignas(64) std::int32_t wide[lanes<float, Arch>];
     unroll<lanes<float, Arch>>([&](auto i) { wide[i] = numbers[i]; });
@@ -79,7 +75,7 @@ void store_16(const bits_vector<Arch>& bits, void* to) noexcept {
                                    _mm512_maskz_cvtepi32_epi16(all_lanes, bits));
 #endif
 #if defined(XSIMD_WITH_AVX2) && XSIMD_WITH_AVX2
-    if constexpr (std::is_base_of_v<xsimd::avx2, Arch>) {
+    if constexpr (is_avx2<Arch>) {
         // Packs within each half of the vector; the halves' first quarters then go together.
         const __m256i packed = _mm256_packus_epi32(bits, bits);
         return _mm_storeu_si128(
@@ -88,7 +84,7 @@ void store_16(const bits_vector<Arch>& bits, void* to) noexcept {
     }
 #endif
 #if defined(XSIMD_WITH_SSE2) && XSIMD_WITH_SSE2
-    if constexpr (lanes<float, Arch> == 4) {
+    if constexpr (is_sse2<Arch>) {
         // The pack of SSE2 saturates signed numbers: so they are made signed.
         const __m128i low = _mm_srai_epi32(_mm_slli_epi32(bits, 16), 16);
         return _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packs_epi32(low, low));
@@ -96,7 +92,7 @@ void store_16(const bits_vector<Arch>& bits, void* to) noexcept {
 #endif
     std::uint16_t numbers[lanes<float, Arch>];
 #if defined(XSIMD_WITH_NEON) && XSIMD_WITH_NEON
-    if constexpr (lanes<float, Arch> == 4) {
+    if constexpr (is_neon<Arch>) {
         vst1_u16(numbers, vmovn_u32(vreinterpretq_u32_s32(bits)));
         std::memcpy(to, numbers, sizeof numbers);
         return;
@@ -112,7 +108,7 @@ template <class Arch>
 struct bf16_vectors {
     static vector<float, Arch> load(const void* from) noexcept {
 #if defined(XSIMD_WITH_AVX2) && XSIMD_WITH_AVX2
-        if constexpr (std::is_base_of_v<xsimd::avx2, Arch>) {
+        if constexpr (is_avx2<Arch>) {
             // One shuffle rather than two steps: each half takes its bytes from a copy of all.
             const __m256i twice =
                 _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(from)));
@@ -145,7 +141,7 @@ struct f16_vectors {
                                          _mm256_loadu_si256(static_cast<const __m256i*>(from)));
 #endif
 #if defined(__F16C__)
-        if constexpr (std::is_base_of_v<xsimd::avx, Arch>)
+        if constexpr (is_avx<Arch>)
             return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 #endif
         using I = bits_vector<Arch>;
@@ -173,7 +169,7 @@ struct f16_vectors {
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #endif
 #if defined(__F16C__)
-        if constexpr (std::is_base_of_v<xsimd::avx, Arch>)
+        if constexpr (is_avx<Arch>)
             return _mm_storeu_si128(static_cast<__m128i*>(to),
                                     _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
 #endif
