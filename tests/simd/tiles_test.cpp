@@ -258,8 +258,11 @@ TEST_CASE_TEMPLATE("inner products of every number of rows", A, MHR_TEST_ACCUMUL
         // A single row's tiles are wider.
         for (index_t q = 11; q <= 20; ++q)
             check_inner_products<Arch, A>(1, q, 3, worst);
-        // A bound that is never come near would hide bugs.
-        CHECK(worst > 0.05);
+        // A bound that is never come near would hide bugs. (Where long double is double, the oracle
+        // of sums of one lane is the same sum.)
+        constexpr bool precise =
+            std::numeric_limits<oracle_t<A>>::digits > std::numeric_limits<A>::digits;
+        if (precise || detail::lanes<A, Arch> > 1) CHECK(worst > 0.05);
     });
 }
 

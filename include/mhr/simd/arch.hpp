@@ -31,10 +31,18 @@ using default_arch = xsimd::default_arch;
 
 namespace detail {
 
+/// True if the architecture has vectors of A. (xsimd 8.1 has empty ones where it has none.)
+template <class A, class Arch>
+constexpr bool has_vectors() noexcept {
+    if constexpr (xsimd::types::has_simd_register<A, Arch>::value)
+        return sizeof(xsimd::types::simd_register<A, Arch>) >= sizeof(A);
+    else
+        return false;
+}
+
 /// A vector register, or one number where the architecture has no registers of such.
 template <class A, class Arch>
-using vector = std::conditional_t<xsimd::types::has_simd_register<A, Arch>::value,
-                                  xsimd::batch<A, Arch>, one_lane<A>>;
+using vector = std::conditional_t<has_vectors<A, Arch>(), xsimd::batch<A, Arch>, one_lane<A>>;
 
 /// Elements of a vector.
 template <class A, class Arch>
