@@ -41,13 +41,13 @@ int main() {
     const auto state = mhr::take_routed_lora_state<float>(workspace, plan, shape);
     mhr::routed_lora_forward(executor, plan, x_view, inventory, weights, scale, y_view, state);
 
-    // Backward: every gradient accumulates, and one that is not wanted is left absent ({}).
+    // Backward: every gradient accumulates, and one that is not wanted is left absent: {}.
     std::vector<float> d_z(z.size()), d_w(w.size());
     const tensor_view<float, 3> d_weights(d_w.data(), weights.extents());
     mhr::owned_workspace scratch(mhr::routed_lora_backward_workspace_size<float>(plan, shape));
     mhr::routed_lora_backward(executor, plan, x_view, inventory, weights, scale, state,
                               tensor_view<const float, 2>(d_y.data(), {rows, out}),
-                              tensor_view<float, 2>{}, mhr::lora_inventory<float>{}, d_weights,
+                              /*d_x=*/{}, /*d_inventory=*/{}, d_weights,
                               scratch); // the routing alone: MHR-z
     mhr::router_backward(executor, logits, plan.tasks(), rule, d_weights,
                          tensor_view<float, 3>(d_z.data(), logits.extents()));

@@ -86,6 +86,21 @@ class rank_of_layer {
             shard_.of_inventory(p_.inventory()), shard_.of_weights(p_.weights.view()), p_.scale,
             state_, shard_.of_outputs(p_.y.view()), d_x, d_inventory, d_weights, scratch);
     }
+    /// The others written {}.
+    void backward_of_routing() {
+        mpi::sharded_lora_backward(
+            comm_, serial_executor{}, p_.plan, shard_.of_inputs(p_.x.view()),
+            shard_.of_inventory(p_.inventory()), shard_.of_weights(p_.weights.view()), p_.scale,
+            state_, shard_.of_outputs(p_.y.view()), {}, {}, shard_.of_weights(p_.d_weights.view()),
+            {scratch_.data(), scratch_.size()});
+    }
+    void backward_of_adapters() {
+        mpi::sharded_lora_backward(
+            comm_, serial_executor{}, p_.plan, shard_.of_inputs(p_.x.view()),
+            shard_.of_inventory(p_.inventory()), shard_.of_weights(p_.weights.view()), p_.scale,
+            state_, shard_.of_outputs(p_.y.view()), shard_.of_inputs(p_.d_x.view()),
+            shard_.of_inventory(p_.d_inventory()), {}, {scratch_.data(), scratch_.size()});
+    }
 
     /// Fetches what the other ranks computed.
     void gather() {
@@ -305,11 +320,18 @@ TEST_CASE("gradients that are absent on all ranks are not computed") {
     CHECK(compare_bitwise(p.d_x.view(), none.d_x.view()));
     CHECK(compare_bitwise(p.d_weights.view(), none.d_weights.view()));
     // The routing alone.
-    here.backward({}, {}, here.shard().of_weights(p.d_weights.view()),
-                  {here.scratch().data(), here.scratch().size()});
+    here.backward_of_routing();
     CHECK(compare_bitwise(here.shard().of_weights(p.d_weights.view()),
                           of_all.shard().of_weights(all.d_weights.view())));
     CHECK(compare_bitwise(p.d_a.view(), none.d_a.view()));
+    // All but the routing; b has its gradient twice now.
+    here.backward_of_adapters();
+    CHECK(compare_bitwise(here.shard().of_inventory(p.d_inventory()).a,
+                          of_all.shard().of_inventory(all.d_inventory()).a));
+    CHECK(compare_bitwise(here.shard().of_inputs(p.d_x.view()),
+                          of_all.shard().of_inputs(all.d_x.view())));
+    CHECK(compare_bitwise(here.shard().of_weights(p.d_weights.view()),
+                          of_all.shard().of_weights(all.d_weights.view())));
 }
 
 TEST_CASE("bad input is refused on every rank before anything is sent") {

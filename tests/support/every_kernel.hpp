@@ -273,8 +273,7 @@ class every_kernel {
         });
         add("routed_lora_backward, routing alone", [=, &all = *this](auto executor) {
             routed_lora_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
-                                 state, all.d_y_, tensor_view<float, 2>{}, lora_inventory<float>{},
-                                 all.d_weights_, memory);
+                                 state, all.d_y_, {}, {}, all.d_weights_, memory);
         });
         const auto cache = std::make_shared<mixed_lora_cache<float>>(shape, plan_.entries() + 1);
         const auto hidden = make_gradient<2>({rows, rank});

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include <mhr/adapters/batch_plan.hpp>
 #include <mhr/core/checks.hpp>
@@ -145,7 +146,8 @@ void ia3_forward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2
 ///
 /// One phase. Errors: a shape, overlapping elements of a gradient. Cost: rows features
 /// multiply-adds for each gradient.
-template <class X, class P, class D, class DX, class DP>
+template <class X, class P, class D, class DX = std::remove_const_t<X>,
+          class DP = std::remove_const_t<P>>
 void ia3_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                   tensor_view<P, 2> scales, tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x,
                   tensor_view<DP, 2> d_scales) {

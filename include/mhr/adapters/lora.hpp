@@ -328,7 +328,8 @@ std::size_t lora_backward_workspace_size(const batch_plan& plan, index_t in_feat
 /// Needs an executor that runs every part; the workspace of `lora_backward_workspace_size`. Errors:
 /// a shape, a slot that is not in the pool, slots of d_adapters, overlapping elements of a
 /// gradient, the workspace. Cost, for R rows of a task: R rank (2 in + 2 out) multiply-adds.
-template <class X, class P, class A, class D, class DX, class DP>
+template <class X, class P, class A, class D, class DX = std::remove_const_t<X>,
+          class DP = std::remove_const_t<P>>
 void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                    lora_batch<P> adapters, double scale, tensor_view<A, 2> hidden,
                    tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x, lora_batch<DP> d_adapters,

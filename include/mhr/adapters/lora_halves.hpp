@@ -136,7 +136,8 @@ std::size_t lora_project_backward_workspace_size(const batch_plan& plan, index_t
 /// `lora_project_backward_workspace_size`. Errors: a shape, a slot that is not in the pool, slots
 /// of d_adapters, overlapping elements of a gradient, the workspace. Cost, for R rows of a task:
 /// 2 R rank in_features multiply-adds.
-template <class X, class P, class Sum, class DX, class DP>
+template <class X, class P, class Sum, class DX = std::remove_const_t<X>,
+          class DP = std::remove_const_t<P>>
 void lora_project_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                            lora_batch<P> adapters, tensor_view<Sum, 2> d_hidden,
                            tensor_view<DX, 2> d_x, lora_batch<DP> d_adapters, workspace scratch) {
@@ -206,7 +207,8 @@ std::size_t lora_expand_backward_workspace_size(const batch_plan& plan, index_t 
 /// Needs an executor that runs every part; the workspace of `lora_expand_backward_workspace_size`.
 /// Errors: a shape, a slot that is not in the pool, slots of d_adapters, overlapping elements of an
 /// output, the workspace. Cost, for R rows of a task: 2 R rank out_features multiply-adds.
-template <class A, class P, class D, class Sum, class DP>
+template <class A, class P, class D, class Sum = accumulator_t<A, P, D>,
+          class DP = std::remove_const_t<P>>
 void lora_expand_backward(executor_ref executor, const batch_plan& plan, tensor_view<A, 2> hidden,
                           lora_batch<P> adapters, double scale, tensor_view<D, 2> d_y,
                           tensor_view<Sum, 2> d_hidden, lora_batch<DP> d_adapters,

@@ -151,7 +151,7 @@ void rescale_layer(const char* function, executor_ref executor, tensor_view<P, 1
 ///
 /// One phase. Errors: a shape; overlapping elements of weight or bias; a scale that is 0 or not
 /// finite, which would destroy a row of weight for good. Cost: in out multiplications.
-template <class P, class W, class B>
+template <class P, class W, class B = W>
 void merge_ia3(executor_ref executor, tensor_view<P, 1> scales, tensor_view<W, 2> weight,
                tensor_view<B, 1> bias) {
     detail::rescale_layer<false>("merge_ia3", executor, scales, weight, bias);
@@ -162,7 +162,7 @@ void merge_ia3(executor_ref executor, tensor_view<P, 1> scales, tensor_view<W, 2
 /// of weight's type, unless the product left that type's range.
 ///
 /// Arguments, errors and cost as those of merge_ia3, with divisions.
-template <class P, class W, class B>
+template <class P, class W, class B = W>
 void unmerge_ia3(executor_ref executor, tensor_view<P, 1> scales, tensor_view<W, 2> weight,
                  tensor_view<B, 1> bias) {
     detail::rescale_layer<true>("unmerge_ia3", executor, scales, weight, bias);

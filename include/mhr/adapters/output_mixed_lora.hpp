@@ -202,7 +202,8 @@ std::size_t output_mixed_lora_backward_workspace_size(const batch_plan& plan,
 /// elements of a gradient, the workspace. Cost, for R pairs of a row and a module whose weight is
 /// not 0: R rank (2 in + 2 out) multiply-adds; with d_weights, R' rank (in + out) more for the R'
 /// pairs of weight 0.
-template <class X, class M, class W, class A, class D, class DX, class DM, class DW>
+template <class X, class M, class W, class A, class D, class DX = std::remove_const_t<X>,
+          class DM = std::remove_const_t<M>, class DW = std::remove_const_t<W>>
 void output_mixed_lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                                 lora_inventory<M> inventory, tensor_view<W, 3> weights,
                                 double scale, tensor_view<A, 3> hidden, tensor_view<D, 2> d_y,

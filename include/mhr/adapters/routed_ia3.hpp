@@ -102,7 +102,8 @@ void mix_ia3_forward(executor_ref executor, tensor_view<W, 3> weights, tensor_vi
 ///
 /// One phase. Errors: a shape; overlapping elements of a gradient.
 /// Cost: entries modules features multiply-adds for each gradient.
-template <class W, class M, class D, class DM, class DW>
+template <class W, class M, class D, class DM = std::remove_const_t<M>,
+          class DW = std::remove_const_t<W>>
 void mix_ia3_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M, 3> modules,
                       tensor_view<D, 2> d_scales, tensor_view<DM, 3> d_modules,
                       tensor_view<DW, 3> d_weights) {
@@ -215,7 +216,8 @@ std::size_t routed_ia3_backward_workspace_size(const batch_plan& plan, index_t f
 /// `routed_ia3_backward_workspace_size`. Errors: a shape, overlapping elements of a gradient, the
 /// workspace. Cost: that of ia3_backward, and entries modules features multiply-adds for each of
 /// d_modules and d_weights.
-template <class X, class M, class W, class A, class D, class DX, class DM, class DW>
+template <class X, class M, class W, class A, class D, class DX = std::remove_const_t<X>,
+          class DM = std::remove_const_t<M>, class DW = std::remove_const_t<W>>
 void routed_ia3_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                          tensor_view<M, 3> modules, tensor_view<W, 3> weights,
                          tensor_view<A, 2> state, tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x,

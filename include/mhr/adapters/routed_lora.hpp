@@ -124,7 +124,8 @@ void mix_lora_forward(executor_ref executor, tensor_view<W, 3> weights, lora_inv
 ///
 /// One phase. Errors: a shape; overlapping elements of a gradient.
 /// Cost: entries modules rank (in + out) multiply-adds for each of d_inventory and d_weights.
-template <class W, class M, class D, class DM, class DW>
+template <class W, class M, class D, class DM = std::remove_const_t<M>,
+          class DW = std::remove_const_t<W>>
 void mix_lora_backward(executor_ref executor, tensor_view<W, 3> weights,
                        lora_inventory<M> inventory, lora_batch<D> d_mixed,
                        lora_inventory<DM> d_inventory, tensor_view<DW, 3> d_weights) {
@@ -259,7 +260,8 @@ std::size_t routed_lora_backward_workspace_size(const batch_plan& plan,
 /// `routed_lora_backward_workspace_size`. Errors: a shape, overlapping elements of a gradient, the
 /// workspace. Cost: that of lora_backward, and entries modules rank (in + out) multiply-adds for
 /// each of d_inventory and d_weights.
-template <class X, class M, class W, class A, class D, class DX, class DM, class DW>
+template <class X, class M, class W, class A, class D, class DX = std::remove_const_t<X>,
+          class DM = std::remove_const_t<M>, class DW = std::remove_const_t<W>>
 void routed_lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 2> x,
                           lora_inventory<M> inventory, tensor_view<W, 3> weights, double scale,
                           routed_lora_state<A> state, tensor_view<D, 2> d_y, tensor_view<DX, 2> d_x,

@@ -106,7 +106,8 @@ void routed_lora_project_forward(executor_ref executor, const batch_plan& plan, 
 /// Errors: a shape, the state, overlapping elements of a gradient, the workspace. Cost: for R rows
 /// of a task 2 R rank in_features multiply-adds, and entries modules rank in_features for each of
 /// d_inventory.a and d_weights.
-template <class X, class M, class W, class A, class Sum, class DX, class DM, class DW>
+template <class X, class M, class W, class A, class Sum, class DX = std::remove_const_t<X>,
+          class DM = std::remove_const_t<M>, class DW = std::remove_const_t<W>>
 void routed_lora_project_backward(executor_ref executor, const batch_plan& plan,
                                   tensor_view<X, 2> x, lora_inventory<M> inventory,
                                   tensor_view<W, 3> weights, routed_lora_state<A> state,
@@ -170,7 +171,8 @@ void routed_lora_expand_forward(executor_ref executor, const batch_plan& plan,
 /// Errors: a shape, the state, overlapping elements of an output, the workspace. Cost: for R rows
 /// of a task 2 R rank out_features multiply-adds, and entries modules rank out_features for each of
 /// d_inventory.b and d_weights.
-template <class M, class W, class A, class D, class Sum, class DM, class DW>
+template <class M, class W, class A, class D, class Sum = accumulator_t<A, D>,
+          class DM = std::remove_const_t<M>, class DW = std::remove_const_t<W>>
 void routed_lora_expand_backward(executor_ref executor, const batch_plan& plan,
                                  lora_inventory<M> inventory, tensor_view<W, 3> weights,
                                  double scale, routed_lora_state<A> state, tensor_view<D, 2> d_y,

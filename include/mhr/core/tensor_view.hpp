@@ -19,7 +19,9 @@ using index_t = std::ptrdiff_t;
 /// Strides are counted in elements and may be anything for an input: padded rows, column-major,
 /// negative, or 0 (one element repeated). Outputs must not place two elements at one address.
 ///
-/// A default-constructed view is *absent*: as an optional argument it means "not wanted".
+/// A default-constructed view is *absent*: as an optional argument it means "not wanted", and is
+/// written `{}`. So is a pair of matrices of which neither is wanted; where one of the two is, the
+/// pair is called by its type, as in `lora_inventory<float>{d_a, {}}`.
 /// Nothing is checked here; the entry points check their arguments once (core/checks.hpp).
 template <class T, std::size_t Rank>
 class tensor_view {

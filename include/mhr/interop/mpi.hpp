@@ -169,7 +169,8 @@ std::size_t sharded_lora_backward_workspace_size(const batch_plan& plan,
 /// Needs an executor that runs every part, and the workspace of
 /// `sharded_lora_backward_workspace_size`. Errors: as of routed_lora_backward, MPI's own.
 /// Cost: that of routed_lora_backward for this shard, and the sum.
-template <class X, class M, class W, class A, class D, class DX, class DM, class DW>
+template <class X, class M, class W, class A, class D, class DX = std::remove_const_t<X>,
+          class DM = std::remove_const_t<M>, class DW = std::remove_const_t<W>>
 void sharded_lora_backward(MPI_Comm comm, executor_ref executor, const batch_plan& plan,
                            tensor_view<X, 2> x, lora_inventory<M> inventory,
                            tensor_view<W, 3> weights, double scale, routed_lora_state<A> state,

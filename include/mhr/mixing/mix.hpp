@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include <mhr/core/checks.hpp>
 #include <mhr/core/executor.hpp>
@@ -91,7 +92,8 @@ void mix_forward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M
 /// One phase. Errors: a shape; overlapping elements of a gradient. Cost: n h m p q multiply-adds
 /// for each gradient; modules and d_modules are read, and d_modules rounded to its type and
 /// written, once for every 32 entries.
-template <class W, class M, class D, class DM, class DW>
+template <class W, class M, class D, class DM = std::remove_const_t<M>,
+          class DW = std::remove_const_t<W>>
 void mix_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M, 4> modules,
                   tensor_view<D, 4> d_mixed, tensor_view<DM, 4> d_modules,
                   tensor_view<DW, 3> d_weights) {
