@@ -178,6 +178,9 @@ MUTANTS = {
         ("k < kept && !chosen.has_all; ++k", "k <= kept && !chosen.has_all; ++k"),
         ("if (gate != 0) weighted", "weighted"),
         ("if (weight != 0) mean", "mean"),
+        ("m < shape.modules && is_off; ++m", "m < shape.modules; ++m"),
+        ("if (!is_off) normaliser", "normaliser"),
+        ("bool is_off = true;", "bool is_off = false;"),
     ],
     "routing/router.hpp": [
         ("kept * weight + uniform", "kept * weight"),

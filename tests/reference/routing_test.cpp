@@ -159,6 +159,27 @@ TEST_CASE("normalisers, by hand") {
     CHECK(agree(d_logits_of(row({0, ln3, ln3}), options, row({7, 4, 0})), {0, 0.5, -0.5}));
 }
 
+TEST_CASE("heads that are off and detached, by hand") {
+    reference::routing_options<double> options;
+    options.gate = reference::gate_kind::straight_through;
+    const auto off = row({0, -ln3}); // slopes 1/4 and 3/16
+    const auto on = row({0, ln3});
+    const auto d_weights = row({4, 16});
+    CHECK(agree(weights_of(off, options), {0, 0}));
+    CHECK(agree(d_logits_of(off, options, d_weights), {1e12, 3e12}));
+    const auto of_on = d_logits_of(on, options, d_weights);
+    CHECK(of_on(0, 0, 0) == doctest::Approx(-3));
+    options.detached_when_off = true;
+    CHECK(agree(weights_of(off, options), {0, 0}));
+    CHECK(agree(d_logits_of(off, options, d_weights), {0, 0}));
+    CHECK(d_logits_of(on, options, d_weights).values() == of_on.values());
+    // Lengths of logits.
+    options.gate = reference::gate_kind::identity;
+    options.normaliser = reference::normaliser_kind::l2;
+    CHECK(agree(d_logits_of(row({0, 0}), options, d_weights), {0, 0}));
+    CHECK(agree(d_logits_of(row({0, 1e-13}), options, d_weights), {4e12, 16e12}));
+}
+
 TEST_CASE("entries take the logits of their task, heads and noise their own") {
     tensor<double, 3> logits({2, 2, 2});
     logits.values() = {0, ln3, ln3, 0, 0, 0, -ln3, ln3};
@@ -226,6 +247,7 @@ struct choice {
     reference::normaliser_kind normaliser;
     index_t kept;
     double temperature, annealing;
+    bool detached = false;
 };
 
 template <class S>
@@ -242,6 +264,7 @@ reference::routing_options<S> options_of(const choice& c, const noisy_inputs<S>&
     options.normaliser = c.normaliser;
     options.kept = c.kept;
     options.annealing = c.annealing;
+    options.detached_when_off = c.detached;
     return options;
 }
 
@@ -262,6 +285,8 @@ std::vector<choice> all_choices() {
                 choices.push_back({gate_kind::identity, noise, false, false, false, normaliser,
                                    kept, 1, annealing});
             };
+            choices.push_back({gate_kind::straight_through, noise, false, false, false,
+                               normaliser_kind::sum, all, 1, annealing, true});
             add_of_logits(normaliser_kind::l2, all);
             for (index_t kept : {all, index_t{3}, index_t{1}})
                 add_of_logits(normaliser_kind::softmax, kept);
@@ -287,6 +312,7 @@ TEST_CASE("gradient of logits against complex step, at every scale") {
             CAPTURE(c.uniforms);
             CAPTURE(c.temperature);
             CAPTURE(c.annealing);
+            CAPTURE(c.detached);
             CAPTURE(power);
             tensor<double, 3> logits({4, 3, 5});
             tensor<double, 3> d_weights({4, 3, 5});

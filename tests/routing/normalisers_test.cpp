@@ -101,6 +101,36 @@ TEST_CASE_TEMPLATE("sum: gates that are all 0", A, MHR_TEST_ACCUMULATORS) {
     CHECK(near(gradient_of<A>(sum_normaliser{}, {0, 0, 0}, {1, -2, 0.5}), {1e12, -2e12, 5e11}));
 }
 
+TEST_CASE_TEMPLATE("detached when off: no gradient where all gates are 0, else that of the other",
+                   A, MHR_TEST_ACCUMULATORS) {
+    const auto check = [](const auto& normaliser, std::vector<A> off, std::vector<A> on) {
+        const detached_when_off_normaliser detached{normaliser};
+        const std::vector<A> d_w{1, -2, A(0.5)};
+        const std::vector<A> none(3, 77); // is left alone
+        CHECK(weights_of(detached, off) == weights_of(normaliser, off));
+        CHECK(weights_of(detached, on) == weights_of(normaliser, on));
+        CHECK(gradient_of<A>(detached, off, d_w, 1, 77) == none);
+        CHECK(gradient_of<A>(detached, on, d_w) == gradient_of<A>(normaliser, on, d_w));
+    };
+    // The only one that is on is the first, one between, and the last.
+    check(sum_normaliser{}, {0, 0, 0}, {1, 0, 0});
+    check(sum_normaliser{}, {0, 0, 0}, {0, 1, 0});
+    check(sum_normaliser{}, {0, A(-0.0), 0}, {0, 0, A(1e-30)});
+    check(l2_normaliser{}, {0, 0, A(-0.0)}, {0, A(-1e-3), 0});
+    check(l2_normaliser{}, {0, 0, 0}, {0, 0, A(1e-20)}); // short, but not off
+    check(average_correction_normaliser{}, {0, 0, 0}, {0, 1, 1});
+    check(softmax_normaliser{2}, {0, 0, 0}, {0, 1, 2});
+    CHECK(gradient_of<A>(detached_when_off_normaliser{sum_normaliser{}}, {}, {}).empty());
+}
+
+TEST_CASE_TEMPLATE("detached when off: a gate that is no number is not off" * needs_non_finite(), A,
+                   MHR_TEST_ACCUMULATORS) {
+    const detached_when_off_normaliser detached{sum_normaliser{}};
+    CHECK(all_nan(gradient_of<A>(detached, {0, quiet_nan<A>, 0}, {1, 1, 1})));
+    // Of a head that is off, not even that of the weights is looked at.
+    CHECK(gradient_of<A>(detached, {0, 0}, {quiet_nan<A>, infinity<A>}) == std::vector<A>{0, 0});
+}
+
 TEST_CASE_TEMPLATE("a gate of 0: what its weight would do is in no other gradient" *
                        needs_non_finite(),
                    A, MHR_TEST_ACCUMULATORS) {
@@ -311,6 +341,9 @@ TEST_CASE_TEMPLATE("softmax: modules that are not kept get no gradient, and give
 TEST_CASE("kept is 1 or more") {
     for (index_t bad : {index_t{0}, index_t{-1}, std::numeric_limits<index_t>::min()})
         CHECK(refuses("f", "normaliser.kept", [&] { softmax_normaliser{bad}.check("f", 2, 3); }));
+    CHECK(refuses("f", "normaliser.kept",
+                  [&] { detached_when_off_normaliser{softmax_normaliser{0}}.check("f", 2, 3); }));
+    CHECK_NOTHROW(detached_when_off_normaliser{softmax_normaliser{1}}.check("f", 2, 3));
     CHECK_NOTHROW(softmax_normaliser{1}.check("f", 2, 3));
     CHECK_NOTHROW(softmax_normaliser{}.check("f", 2, 3));
     CHECK_NOTHROW(softmax_normaliser{9}.check("f", 2, 3));

@@ -207,6 +207,7 @@ TEST_CASE("weights sum to 1 for every annealing, with the normalisers that see t
     for (const rule_choice& rule : all_rules({1, 0.7, 0.3, 1e-3, 0})) {
         if (rule.normaliser != normaliser_kind::sum && rule.normaliser != normaliser_kind::softmax)
             continue;
+        if (rule.detached_when_off) continue; // those that are off have weights of 0
         CAPTURE(rule.name());
         f64_problem p({0, 1, 2, 3, 4}, 4, 9, rule, layout::row_major);
         p.forward();

@@ -115,6 +115,7 @@ std::vector<S> gate_gradient_magnitudes(const reference::routing_options<S>& opt
     }
     const S norm = std::max(reference::length(s), options.epsilon);
     std::vector<S> result(s.size());
+    if (reference::is_detached(options, s)) return result;
     for (std::size_t m = 0; m < s.size(); ++m) {
         const S d = std::abs(d_w[m]);
         const S gate = std::abs(s[m]) + head.errors[m];

@@ -55,11 +55,13 @@ struct rule_choice {
     reference::normaliser_kind normaliser = reference::normaliser_kind::sum;
     double annealing = 1;
     index_t kept = std::numeric_limits<index_t>::max(); ///< of the softmax
+    bool detached_when_off = false;                     ///< of straight-through gates, with the sum
 
     [[nodiscard]] std::string name() const {
         return "gate " + std::to_string(static_cast<int>(gate)) + ", normaliser " +
                std::to_string(static_cast<int>(normaliser)) + ", annealing " +
-               std::to_string(annealing) + ", kept " + std::to_string(kept);
+               std::to_string(annealing) + ", kept " + std::to_string(kept) +
+               (detached_when_off ? ", detached when off" : "");
     }
 };
 
@@ -82,6 +84,9 @@ inline std::vector<rule_choice> all_rules(const std::vector<double>& annealings)
               gate_choice::shared_straight_through, gate_choice::shared_dropout_gumbel})
             for (auto normaliser : {normaliser_kind::sum, normaliser_kind::average_correction})
                 rules.push_back({gate, normaliser, annealing});
+        rule_choice detached{gate_choice::straight_through, normaliser_kind::sum, annealing};
+        detached.detached_when_off = true;
+        rules.push_back(detached);
     }
     return rules;
 }
@@ -111,8 +116,9 @@ struct routing_problem {
           d_logits({table_tasks, heads, modules}, order) {
         random_source random(43);
         random.fill(logits.view(), logit_scale);
-        // A head whose gates are all off has gradients of order 1e12, which f16 cannot hold.
-        if (rule.gate == gate_choice::straight_through)
+        // A head whose gates are all off has gradients of order 1e12, which f16 cannot hold, unless
+        // it is detached.
+        if (rule.gate == gate_choice::straight_through && !rule.detached_when_off)
             for_each_position(std::array<index_t, 2>{table_tasks, heads}, [&](const auto& at) {
                 if (modules > 0) logits(at[0], at[1], at[0] % modules) = L(0.5F);
             });
@@ -156,6 +162,9 @@ struct routing_problem {
         case gate_choice::sigmoid:
             return with_gates(smooth, f);
         case gate_choice::straight_through:
+            if (rule.detached_when_off)
+                return f(routing_rule{hard, detached_when_off_normaliser{sum_normaliser{}},
+                                      rule.annealing});
             return with_gates(hard, f);
         case gate_choice::gumbel:
             return with_gates(relaxed, f);
@@ -203,6 +212,7 @@ struct routing_problem {
         o.options.normaliser = rule.normaliser;
         o.options.kept = rule.kept;
         o.options.annealing = S(rule.annealing);
+        o.options.detached_when_off = rule.detached_when_off;
         return o;
     }
 

@@ -37,6 +37,7 @@ struct routing_options {
     S epsilon = S(1e-12);                               ///< see normaliser_epsilon
     index_t kept = std::numeric_limits<index_t>::max(); ///< of the softmax
     S annealing = S(1);                                 ///< 1: none; 0: uniform weights
+    bool detached_when_off = false;                     ///< gates that are all 0 get no gradient
 };
 
 namespace detail {
@@ -127,11 +128,19 @@ S average_correction(index_t heads, std::size_t modules) {
     return sqrt(S(static_cast<double>(heads))) / sqrt(S(static_cast<double>(modules)));
 }
 
+/// Whether the gates of a head are taken for constants, since all of them are 0.
+template <class S>
+bool is_detached(const routing_options<S>& options, const std::vector<S>& s) {
+    for (const S& gate : s)
+        if (detail::real_part(gate) != 0) return false;
+    return options.detached_when_off;
+}
+
 /// The weights of one head, before annealing, from its gates.
 template <class S>
-std::vector<S> normalise(const routing_options<S>& options, index_t heads,
-                         const std::vector<S>& s) {
+std::vector<S> normalise(const routing_options<S>& options, index_t heads, std::vector<S> s) {
     using std::exp;
+    if (is_detached(options, s)) s.assign(s.size(), S(0)); // without what may be imaginary
     std::vector<S> w = s;
     S divisor = S(1);
     switch (options.normaliser) {
@@ -166,6 +175,7 @@ std::vector<S> normalise(const routing_options<S>& options, index_t heads,
 ///   average correction: d_w sqrt(heads / modules)
 ///   L2: d_w / |s| - s (sum of d_w s) / |s|^3; d_w / epsilon where |s| < epsilon
 ///   softmax: w d_w - w (sum of w d_w), over the modules that are kept
+/// and 0 where the gates are detached.
 template <class S>
 std::vector<S> normalise_backward(const routing_options<S>& options, index_t heads,
                                   const std::vector<S>& s, const std::vector<S>& d_w) {
@@ -181,6 +191,7 @@ std::vector<S> normalise_backward(const routing_options<S>& options, index_t hea
     const S norm = length(s);
     const bool is_short = detail::real_part(norm) < detail::real_part(options.epsilon);
     std::vector<S> d_s(s.size());
+    if (is_detached(options, s)) return d_s;
     for (std::size_t m = 0; m < s.size(); ++m)
         switch (options.normaliser) {
         case normaliser_kind::sum:

@@ -83,6 +83,9 @@ struct sigmoid_gate {
 /// s = round(sigmoid(l)), half to even: 1 where sigmoid(l) > 1/2, else 0; NaN stays NaN. The
 /// gradient is that of the sigmoid: the straight-through estimator (Bengio et al. 2013, arXiv
 /// 1308.3432).
+///
+/// All gates of a head may be 0. With sum_normaliser its logits then get gradients of order 1e11
+/// d_w; with detached_when_off_normaliser{sum_normaliser{}} they get none.
 struct straight_through_gate {
     /// What every gate has (see gates.hpp).
     /// @{

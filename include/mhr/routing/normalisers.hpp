@@ -46,8 +46,9 @@ struct sum_normaliser {
             put(m, s(m) / sum);
     }
     /// d_s = (d_w - sum of w d_w) / (sum of s + 1e-12)
-    /// Where all gates are 0 that is d_w / 1e-12, as in the published code: straight-through gates,
-    /// which have a slope there, then give gradients beyond f16.
+    /// Where all gates are 0 that is d_w / 1e-12, as in the published code. Straight-through gates
+    /// have a slope there, and so logits get gradients of order 1e11:
+    /// detached_when_off_normaliser gives none.
     template <class A, class S, class D, class Add>
     void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         A sum = static_cast<A>(normaliser_epsilon);
@@ -91,7 +92,7 @@ struct average_correction_normaliser {
 
 /// w = s / max(||s||, 1e-12), ||s|| the Euclidean length over the modules: for logits
 /// (identity_gate), which must be finite. Below that length the divisor is a constant, and so
-/// d_s = d_w / 1e-12.
+/// d_s = d_w / 1e-12, also where all logits are 0 (detached_when_off_normaliser gives none there).
 struct l2_normaliser {
     /// The weights of one head.
     template <class A, class S, class Put>
@@ -213,6 +214,39 @@ struct softmax_normaliser {
         return chosen;
     }
 };
+
+/// The weights of `normaliser`, and its gradient but for heads whose gates are all 0: those get
+/// none, where the sum and L2 normalisers give d_w / 1e-12. For straight-through gates, all of
+/// which may round to 0; or for lengths of logits that are all 0.
+///
+/// A head that is off stays off, then, until something else moves its logits (weight decay, a
+/// prior) or its gates (noise round the gate).
+template <class Normaliser>
+struct detached_when_off_normaliser {
+    Normaliser normaliser{}; ///< of heads that are not off
+
+    /// What every normaliser has (see above).
+    /// @{
+    template <class A, class S, class Put>
+    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+        normaliser.template forward<A>(shape, s, put);
+    }
+    template <class A, class S, class D, class Add>
+    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+        bool is_off = true;
+        for (index_t m = 0; m < shape.modules && is_off; ++m)
+            is_off = s(m) == 0;
+        if (!is_off) normaliser.template backward<A>(shape, s, d_w, add);
+    }
+    void check(const char* function, index_t heads, index_t modules) const {
+        normaliser.check(function, heads, modules);
+    }
+    /// @}
+};
+
+/// Takes the type from the argument.
+template <class Normaliser>
+detached_when_off_normaliser(Normaliser) -> detached_when_off_normaliser<Normaliser>;
 
 } // namespace MHR_ISA
 } // namespace mhr
