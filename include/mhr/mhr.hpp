@@ -31,6 +31,7 @@
 #include <mhr/core/openmp_executor.hpp>
 #include <mhr/core/scalar.hpp>
 #include <mhr/core/strided.hpp>
+#include <mhr/core/task_ids.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/core/workspace.hpp>
 #include <mhr/mixing/average.hpp>

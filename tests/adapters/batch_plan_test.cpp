@@ -299,12 +299,66 @@ TEST_CASE("numbers of rows that do not fit an index are refused") {
     CHECK(refuses("batch_plan::assign_sequences", "rows_of_sequence", [&] {
         plan.assign_sequences(list(ids{no_task, no_task}), list(numbers{largest, 1}));
     }));
+    // Those that would become another number in an index.
+    for (const std::uint64_t rows :
+         {std::numeric_limits<std::uint64_t>::max(), static_cast<std::uint64_t>(largest) + 1}) {
+        const std::vector<std::uint64_t> lengths{rows};
+        CHECK(refuses("batch_plan::assign_sequences", "rows_of_sequence",
+                      [&] { plan.assign_sequences(list(ids{0}), list(lengths)); }));
+    }
 }
 
-TEST_CASE("unsigned ids beyond the signed ones are refused") {
-    // 2^64 - 1 must not pass for no_task.
-    const std::vector<std::uint64_t> tasks{std::numeric_limits<std::uint64_t>::max()};
+TEST_CASE_TEMPLATE("-1 in an unsigned type is refused, neither a task nor none", T, std::uint8_t,
+                   std::uint16_t, std::uint32_t, std::uint64_t) {
+    const T minus_one = static_cast<T>(-1);
+    const std::vector<T> tasks{1, 0, minus_one}, one_row{1, 1, 1};
+    const ids before{2, 1, 2};
     batch_plan plan;
+    plan.assign_rows(list(before));
     CHECK(
         refuses("batch_plan::assign_rows", "task_of_row", [&] { plan.assign_rows(list(tasks)); }));
+    CHECK(refuses("batch_plan::assign_sequences", "task_of_sequence",
+                  [&] { plan.assign_sequences(list(tasks), list(one_row)); }));
+    CHECK(refuses("batch_plan::assign_single_task", "task",
+                  [&] { plan.assign_single_task(3, minus_one); }));
+    check_plan(plan, before);
+    // The number before it is a task, if an int64_t has it.
+    const T next = static_cast<T>(minus_one - 1);
+    if (sizeof(T) == 8) {
+        CHECK(refuses("batch_plan::assign_single_task", "task",
+                      [&] { plan.assign_single_task(3, next); }));
+    } else {
+        plan.assign_rows(list(std::vector<T>{next, 0}));
+        check_plan(plan, {static_cast<std::int64_t>(next), 0});
+        plan.assign_single_task(2, next);
+        check_plan(plan, ids(2, static_cast<std::int64_t>(next)));
+    }
+}
+
+TEST_CASE_TEMPLATE("-1 in every signed type is no task", T, std::int8_t, std::int16_t, std::int32_t,
+                   std::int64_t) {
+    batch_plan plan;
+    plan.assign_rows(list(std::vector<T>{-1, std::numeric_limits<T>::max(), -1}));
+    check_plan(plan, {no_task, std::numeric_limits<T>::max(), no_task});
+    plan.assign_single_task(2, T(-1));
+    check_plan(plan, {no_task, no_task});
+    CHECK(refuses("batch_plan::assign_single_task", "task",
+                  [&] { plan.assign_single_task(2, std::numeric_limits<T>::min()); }));
+}
+
+TEST_CASE("errors say what ids there are") {
+    batch_plan plan;
+    const std::vector<std::uint8_t> small{0, 255};
+    CHECK_THROWS_WITH(plan.assign_rows(list(small)),
+                      "batch_plan::assign_rows: task_of_row: expected ids from 0 to 254 (no task "
+                      "is -1, in a signed type), got 255 at position 1");
+    const std::vector<std::uint64_t> large{std::uint64_t{1} << 63};
+    CHECK_THROWS_WITH(plan.assign_rows(list(large)),
+                      "batch_plan::assign_rows: task_of_row: expected ids from 0 to "
+                      "9223372036854775807 (no task is -1, in a signed type), got "
+                      "9223372036854775808 at position 0");
+    const std::vector<std::int16_t> negative{-2};
+    CHECK_THROWS_WITH(plan.assign_rows(list(negative)),
+                      "batch_plan::assign_rows: task_of_row: expected ids from 0 to 32767, or -1 "
+                      "for no task, got -2 at position 0");
 }

@@ -38,6 +38,11 @@ MUTANTS = {
         ("stride_of(axis) == merged_extent * merged.strides[to]", "true"),
         ("Rank - 1 - from_last : 0", "from_last : 0"),
     ],
+    "core/task_ids.hpp": [
+        ("of_type : of_type - 1", "of_type : of_type"),
+        ("id >= 0 && id <= largest", "id <= largest"),
+        ("std::is_signed_v<Id> && id == static_cast<Id>(no_task)", "id == static_cast<Id>(no_task)"),
+    ],
     "core/scalar.hpp": [
         ("std::common_type_t<typename accumulator<std::remove_const_t<T>>::type...>;",
          "std::common_type_t<float, std::conditional_t<sizeof(T) != 0, float, T>...>;"),
@@ -188,7 +193,7 @@ MUTANTS = {
         ("load<A>(target) + slope * d_gate", "slope * d_gate"),
         ("if (slope == 0) return;", ""),
         ("const auto task = static_cast<index_t>(tasks(n));", "const auto task = n;", {"nth": 2}),
-        ("task >= 0 && task < table_tasks", "task >= 0 && task <= table_tasks"),
+        ("std::int64_t{table_tasks} - 1", "std::int64_t{table_tasks}"),
         ("static_cast<double>(shape.modules)", "static_cast<double>(shape.heads)"),
     ],
     "routing/fixed_routers.hpp": [

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <mhr/routing/fixed_routers.hpp>
 #include <mhr/routing/gate_wrappers.hpp>
 #include <mhr/routing/router.hpp>
 
@@ -139,6 +140,35 @@ TEST_CASE_FIXTURE(fixture, "tasks that the table does not have are refused") {
     bad.logits = {logits.view().data(), {0, 2, 4}};
     bad.d_logits = {d_logits.view().data(), {0, 2, 4}};
     both_refuse("tasks", bad);
+}
+
+TEST_CASE("-1 in an unsigned type is refused, also where the table has a task of that number") {
+    // 300 tasks of the same logit.
+    const float logit = 0;
+    const tensor_view<const float, 3> table(&logit, {300, 1, 1}, {0, 0, 0});
+    guarded_buffer<float, 3> weights({1, 1, 1}), d_table({300, 1, 1}), one_hot({1, 1, 300});
+    const routing_rule rule{sigmoid_gate{}};
+    const serial_executor executor;
+    std::uint8_t id = 0;
+    const tensor_view<const std::uint8_t, 1> tasks(&id, {1});
+    const auto check = [&](const char* function, auto&& call) {
+        id = 254;
+        CHECK_NOTHROW(call());
+        id = 255;
+        CHECK(refuses(function, "tasks", call, weights, d_table, one_hot));
+    };
+    check("router_forward", [&] { router_forward(executor, table, tasks, rule, weights.view()); });
+    check("router_backward", [&] {
+        router_backward(executor, table, tasks, rule, weights.const_view(), d_table.view());
+    });
+    check("given_router_forward",
+          [&] { given_router_forward(executor, table, tasks, weights.view()); });
+    check("given_router_backward",
+          [&] { given_router_backward(executor, tasks, weights.const_view(), d_table.view()); });
+    check("private_router_forward",
+          [&] { private_router_forward(executor, tasks, one_hot.view()); });
+    CHECK_THROWS_WITH(router_forward(executor, table, tasks, rule, weights.view()),
+                      "router_forward: tasks: expected ids from 0 to 254, got 255 at position 0");
 }
 
 TEST_CASE_FIXTURE(fixture, "unsigned ids beyond the signed range are refused") {

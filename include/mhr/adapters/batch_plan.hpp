@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <mhr/core/checks.hpp>
+#include <mhr/core/task_ids.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -17,15 +18,13 @@
 namespace mhr {
 inline namespace MHR_ISA {
 
-/// The task of rows that only the base model serves.
-inline constexpr std::int64_t no_task = -1;
-
 /// Rows of one batch, grouped by task.
 ///
 /// The distinct tasks are in ascending order; *entry* g is the position of a task in that order,
 /// and the first index of everything that exists once for each distinct task (weights, mixed
-/// adapters). A task id is a label: a host that draws noise for every sequence, as PEFT does,
-/// numbers its sequences 0, 1, ... and gives the router the list of their tasks.
+/// adapters). A task id is a label of any integer type (core/task_ids.hpp has the rule): a host
+/// that draws noise for every sequence, as PEFT does, numbers its sequences 0, 1, ... and gives the
+/// router the list of their tasks.
 ///
 /// What the adapters make of a batch is *determined* as follows, to the last bit, whatever the
 /// number of threads and the executor:
@@ -63,7 +62,9 @@ class batch_plan {
     /// blocks), and no more until spans are longest.
     static constexpr index_t spans_of_batch = 8;
 
-    /// Groups rows by `task_of_row` [rows]: ids of 0 and more, or no_task.
+    /// Groups rows by `task_of_row` [rows]: ids of 0 and more, or no_task, which takes a signed
+    /// type. Errors: other ids, among them the largest value of an unsigned type, which is what -1
+    /// becomes there.
     template <class Id>
     void assign_rows(tensor_view<Id, 1> task_of_row) {
         check_tasks("batch_plan::assign_rows", "task_of_row", task_of_row);
@@ -85,11 +86,13 @@ class batch_plan {
         require_input(function, "rows_of_sequence", rows_of_sequence, task_of_sequence.extents());
         index_t rows = 0;
         for (index_t s = 0; s < rows_of_sequence.extent(0); ++s) {
-            // A number that the index type cannot hold turns negative.
+            // A number that the index type cannot hold becomes another one.
             const auto count = static_cast<index_t>(rows_of_sequence(s));
             require(
-                count >= 0 && count <= std::numeric_limits<index_t>::max() - rows, function,
-                "rows_of_sequence", [] { return "numbers of 0 and more, whose sum fits an index"; },
+                static_cast<std::remove_const_t<Count>>(count) == rows_of_sequence(s) &&
+                    count >= 0 && count <= std::numeric_limits<index_t>::max() - rows,
+                function, "rows_of_sequence",
+                [] { return "numbers of 0 and more, whose sum fits an index"; },
                 [&] {
                     return std::to_string(rows_of_sequence(s)) + " at position " +
                            std::to_string(s);
@@ -106,15 +109,17 @@ class batch_plan {
         group();
     }
 
-    /// One task for all rows: for a single sequence, or a plain adapter.
-    void assign_single_task(index_t rows, std::int64_t task = 0) {
+    /// One task for all rows: for a single sequence, or a plain adapter. Errors: a number of rows
+    /// below 0; an id, as of assign_rows.
+    template <class Id = std::int64_t>
+    void assign_single_task(index_t rows, Id task = 0) {
         constexpr const char* function = "batch_plan::assign_single_task";
         require(
             rows >= 0, function, "rows", [] { return "0 or more"; },
             [&] { return std::to_string(rows); });
-        check_tasks(function, "task", tensor_view<const std::int64_t, 1>(&task, {1}));
+        check_tasks(function, "task", tensor_view<const Id, 1>(&task, {1}));
         start(rows);
-        append(task, 0, rows);
+        append(static_cast<std::int64_t>(task), 0, rows);
         group();
     }
 
@@ -167,15 +172,18 @@ class batch_plan {
 
     template <class Id>
     static void check_tasks(const char* function, const char* argument, tensor_view<Id, 1> tasks) {
-        static_assert(std::is_integral_v<std::remove_const_t<Id>>, "mhr: task ids are integers");
+        using V = std::remove_const_t<Id>;
+        constexpr std::int64_t largest = detail::largest_task<V>();
         require_input(function, argument, tasks, {any_extent});
-        // An unsigned id has no -1, but one that turns negative as an int64_t.
-        constexpr std::int64_t least = std::is_signed_v<std::remove_const_t<Id>> ? no_task : 0;
         for (index_t i = 0; i < tasks.extent(0); ++i)
             require(
-                static_cast<std::int64_t>(tasks(i)) >= least, function, argument,
-                [] { return "ids of 0 and more, or -1 for no task"; },
-                [&] { return std::to_string(tasks(i)) + " at position " + std::to_string(i); });
+                detail::is_task<V>(tasks(i)) || detail::is_no_task<V>(tasks(i)), function, argument,
+                [] {
+                    return "ids from 0 to " + std::to_string(largest) +
+                           (std::is_signed_v<V> ? ", or -1 for no task"
+                                                : " (no task is -1, in a signed type)");
+                },
+                [&] { return detail::task_id_text(tasks, i); });
     }
 
     void start(index_t rows) {

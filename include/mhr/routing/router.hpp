@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -7,6 +8,7 @@
 #include <mhr/core/checks.hpp>
 #include <mhr/core/executor.hpp>
 #include <mhr/core/scalar.hpp>
+#include <mhr/core/task_ids.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/routing/gates.hpp>
 #include <mhr/routing/normalisers.hpp>
@@ -41,18 +43,17 @@ routing_rule(Gate, Normaliser, double) -> routing_rule<Gate, Normaliser>;
 
 namespace detail {
 
-/// Checks ids into a table of so many tasks.
+/// Checks ids into a table of so many tasks; core/task_ids.hpp has the rule.
 template <class Id>
 void check_task_ids(const char* function, const tensor_view<Id, 1>& tasks, index_t table_tasks) {
-    static_assert(std::is_integral_v<std::remove_const_t<Id>>, "mhr: task ids are integers");
+    using V = std::remove_const_t<Id>;
+    const auto largest = std::min(std::int64_t{table_tasks} - 1, largest_task<V>());
     require_input(function, "tasks", tasks, {any_extent});
-    for (index_t entry = 0; entry < tasks.extent(0); ++entry) {
-        const auto task = static_cast<std::int64_t>(tasks(entry));
+    for (index_t entry = 0; entry < tasks.extent(0); ++entry)
         require(
-            task >= 0 && task < table_tasks, function, "tasks",
-            [&] { return "ids from 0 to " + std::to_string(table_tasks - 1); },
-            [&] { return std::to_string(task) + " at position " + std::to_string(entry); });
-    }
+            is_task<V>(tasks(entry)) && static_cast<std::int64_t>(tasks(entry)) <= largest,
+            function, "tasks", [&] { return "ids from 0 to " + std::to_string(largest); },
+            [&] { return task_id_text(tasks, entry); });
 }
 
 template <class L, class Id, class Gate, class Normaliser>
@@ -74,11 +75,12 @@ void check_router(const char* function, const tensor_view<L, 3>& logits,
 /// each head (Caccia et al. 2023, arXiv 2211.03831, section 3), a sigmoid or Gumbel-sigmoid gate:
 /// w[n, h, m] = s[n, h, m] / (sum over modules of s[n, h, .] + 1e-12).
 ///
-/// logits [tasks of the table, heads, modules]; tasks [n], ids that may repeat; weights
-/// [n, heads, modules], overwritten.
+/// logits [tasks of the table, heads, modules]; tasks [n], ids of any integer type that may repeat;
+/// weights [n, heads, modules], overwritten.
 ///
-/// One phase. Errors: a shape, an id outside the table, the rule's own arguments.
-/// Cost: with the sum, 2 n h m gates (an exp each).
+/// One phase. Errors: a shape; an id outside the table, no_task, or the largest value of an
+/// unsigned type (core/task_ids.hpp); the rule's own arguments. Cost: with the sum, 2 n h m gates
+/// (an exp each).
 template <class L, class Id, class Gate, class Normaliser, class W>
 void router_forward(executor_ref executor, tensor_view<L, 3> logits, tensor_view<Id, 1> tasks,
                     const routing_rule<Gate, Normaliser>& rule, tensor_view<W, 3> weights) {
