@@ -465,7 +465,23 @@ TEST_CASE("mixing nodes write what mix_lora_forward writes, also narrower") {
     }
 }
 
-TEST_CASE("computing the nodes allocates nothing") {
+namespace {
+
+/// How many allocations a computation of a graph makes, ggml's own included.
+std::size_t allocations_of_graph(ggml_cgraph* graph, int threads) {
+    ggml_cplan plan = ggml_graph_plan(graph, threads, nullptr);
+    std::vector<std::uint8_t> work(plan.work_size + 1);
+    plan.work_data = work.data();
+    REQUIRE(ggml_graph_compute(graph, &plan) == GGML_STATUS_SUCCESS); // makes what is kept
+    ggml_status status = GGML_STATUS_FAILED;
+    const std::size_t count = allocations_of([&] { status = ggml_graph_compute(graph, &plan); });
+    CHECK(status == GGML_STATUS_SUCCESS);
+    return count;
+}
+
+} // namespace
+
+TEST_CASE("computing the nodes allocates no more than nodes that do nothing") {
     constexpr index_t heads = 2, modules = 3, rank = 4;
     layer<storage<float, float, float>> l(shapes[0]);
     ggml_context* const memory = l.memory;
@@ -482,18 +498,39 @@ TEST_CASE("computing the nodes allocates nothing") {
     random.fill(view_of<float, 4>(b));
     ggml_tensor* const base = ggml_new_tensor_2d(memory, GGML_TYPE_F32, 34, l.plan.rows());
     view_of<float, 2>(base)(0, 0) = 0;
-    ggml_tensor* const y =
-        ggml_lora_inplace(memory, base, l.x, ggml_mix_lora_a(memory, weights, a),
-                          ggml_mix_lora_b(memory, weights, b_of_heads), &l.batch);
-    ggml_cgraph* const graph = ggml_new_graph(memory);
-    ggml_build_forward_expand(graph, y);
-    ggml_cplan plan = ggml_graph_plan(graph, 2, nullptr);
-    std::vector<std::uint8_t> work(plan.work_size + 1);
-    plan.work_data = work.data();
-    REQUIRE(ggml_graph_compute(graph, &plan) == GGML_STATUS_SUCCESS); // makes ggml's threads
-    ggml_status status = GGML_STATUS_FAILED;
-    CHECK(allocations_of([&] { status = ggml_graph_compute(graph, &plan); }) == 0);
-    CHECK(status == GGML_STATUS_SUCCESS);
+    ggml_tensor* const mixed_a = ggml_mix_lora_a(memory, weights, a);
+    ggml_tensor* const mixed_b = ggml_mix_lora_b(memory, weights, b_of_heads);
+    ggml_tensor* const y = ggml_lora_inplace(memory, base, l.x, mixed_a, mixed_b, &l.batch);
+    const auto graph_of = [&](ggml_tensor* result) {
+        ggml_cgraph* const graph = ggml_new_graph(memory);
+        ggml_build_forward_expand(graph, result);
+        return graph;
+    };
+    ggml_cgraph* const graph = graph_of(y);
+
+    // The same graph, but for what its nodes compute. (ggml allocates for its threads.)
+    std::vector<float> kept;
+    const auto graph_of_others = [&](ggml_custom_op_t compute_node) {
+        const auto like = [&](ggml_tensor* node) {
+            return ggml_custom_4d(memory, node->type, node->ne[0], node->ne[1], node->ne[2],
+                                  node->ne[3], node->src, 2, compute_node, GGML_N_TASKS_MAX, &kept);
+        };
+        ggml_tensor* sources[] = {l.x, like(mixed_a), ggml_transpose(memory, like(mixed_b->src[0])),
+                                  ggml_dup_tensor(memory, y->src[4])};
+        return graph_of(
+            ggml_custom_inplace(memory, base, sources, 4, compute_node, GGML_N_TASKS_MAX, &kept));
+    };
+    ggml_cgraph* const idle = graph_of_others([](ggml_tensor*, int, int, void*) {});
+    ggml_cgraph* const allocating = graph_of_others([](ggml_tensor*, int ith, int, void* data) {
+        if (ith == 0) *static_cast<std::vector<float>*>(data) = std::vector<float>(1000);
+    });
+    REQUIRE(ggml_graph_n_nodes(idle) == ggml_graph_n_nodes(graph));
+    for (int threads : {1, 2, 3}) {
+        CAPTURE(threads);
+        const std::size_t of_ggml = allocations_of_graph(idle, threads);
+        CHECK(allocations_of_graph(graph, threads) == of_ggml);
+        CHECK(allocations_of_graph(allocating, threads) > of_ggml); // it would be seen
+    }
 }
 
 TEST_CASE("bad nodes are refused when they are made") {
