@@ -12,14 +12,14 @@ set(MHR_PROVIDER_MIRROR "" CACHE STRING
     "Folder or URL prefix that has the upstream archives; their hashes are checked all the same")
 
 # mhr_dependency(<name>
-#     PACKAGES <Debian packages> [VERSION <oldest>] [BELOW <first that will not do>]
+#     PACKAGES <Debian packages> [VERSION <oldest>]
 #     [TARGET <target> URL <archive> SHA256 <hash> RELEASE <its version> INCLUDE <its header folder>])
 #
 # Without a TARGET it is a program or data, and a Find module says whether it is there. That module
 # may name the packages itself, in <name>_PACKAGES.
 function(mhr_dependency name)
-    cmake_parse_arguments(row "" "VERSION;BELOW;TARGET;URL;SHA256;RELEASE;INCLUDE" "PACKAGES" ${ARGN})
-    foreach(key IN ITEMS PACKAGES VERSION BELOW TARGET URL SHA256 RELEASE INCLUDE)
+    cmake_parse_arguments(row "" "VERSION;TARGET;URL;SHA256;RELEASE;INCLUDE" "PACKAGES" ${ARGN})
+    foreach(key IN ITEMS PACKAGES VERSION TARGET URL SHA256 RELEASE INCLUDE)
         set_property(GLOBAL PROPERTY mhr_${name}_${key} "${row_${key}}")
     endforeach()
     set_property(GLOBAL APPEND PROPERTY mhr_dependencies ${name})
@@ -37,8 +37,8 @@ mhr_dependency(doctest PACKAGES doctest-dev VERSION 2.4 TARGET doctest::doctest
     URL https://github.com/doctest/doctest/archive/v2.4.9.tar.gz
     SHA256 19b2df757f2f3703a5e63cee553d85596875f06d91a3333acd80a969ef210856
     RELEASE 2.4.9 INCLUDE .)
-# Catch2 3 has no catch2/catch.hpp.
-mhr_dependency(Catch2 PACKAGES catch2 VERSION 2.12 BELOW 3 TARGET Catch2::Catch2
+# Catch2 3 will do, too, but is more than headers.
+mhr_dependency(Catch2 PACKAGES catch2 VERSION 2.12 TARGET Catch2::Catch2
     URL https://github.com/catchorg/Catch2/archive/v2.12.4.tar.gz
     SHA256 5436725bbc6ee131a0bc9545bef31f0adabbb21fbc39fb6f1b2a42c12e4f8107
     RELEASE 2.12.4 INCLUDE single_include)
@@ -64,7 +64,7 @@ mhr_dependency(OpenCVDnn PACKAGES libopencv-dnn-dev)
 
 # Reads the row of a dependency into the variables PACKAGES, VERSION, ...
 macro(mhr_read_dependency name)
-    foreach(key IN ITEMS PACKAGES VERSION BELOW TARGET URL SHA256 RELEASE INCLUDE)
+    foreach(key IN ITEMS PACKAGES VERSION TARGET URL SHA256 RELEASE INCLUDE)
         get_property(${key} GLOBAL PROPERTY mhr_${name}_${key})
     endforeach()
     if(NOT PACKAGES)
@@ -89,7 +89,7 @@ function(mhr_choose_version name)
     find_package(${name} 99999 CONFIG QUIET BYPASS_PROVIDER)
     set(chosen 99999)
     foreach(version IN LISTS ${name}_CONSIDERED_VERSIONS)
-        if(version VERSION_GREATER_EQUAL VERSION AND (NOT BELOW OR version VERSION_LESS BELOW))
+        if(version VERSION_GREATER_EQUAL VERSION)
             set(chosen ${version})
             break()
         endif()
@@ -234,9 +234,6 @@ function(mhr_provider_fails name reason)
     endif()
     if(VERSION)
         string(APPEND reason ".\n  Needed: version ${VERSION} or newer")
-    endif()
-    if(BELOW)
-        string(APPEND reason ", below ${BELOW}")
     endif()
     unset(mhr_apt_failed_${name} CACHE)
     message(FATAL_ERROR "${name}: ${reason}.\n  Type this, then try again:\n    ${advice}\n")

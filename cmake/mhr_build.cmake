@@ -53,7 +53,8 @@ endfunction()
 # major version would have Eigen 5 refused where 3.4 is asked for.
 macro(mhr_find_at_least name version)
     find_package(${name} REQUIRED)
-    if(${name}_VERSION VERSION_LESS ${version})
+    # Of what another folder has found, the target may be all that there is here.
+    if(DEFINED ${name}_VERSION AND ${name}_VERSION VERSION_LESS ${version})
         message(FATAL_ERROR "${name} ${${name}_VERSION} is too old: mhr needs ${version} or newer.")
     endif()
 endmacro()

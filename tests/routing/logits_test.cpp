@@ -309,13 +309,14 @@ TEST_CASE("a table routes, and learns in place") {
 
 TEST_CASE("tables without heads or modules, or too large to address, are refused") {
     constexpr index_t largest = std::numeric_limits<index_t>::max();
+    constexpr index_t root = index_t{1} << (std::numeric_limits<index_t>::digits + 1) / 2;
     for (const auto& [heads, modules] : {std::array<index_t, 2>{0, 3},
                                          {3, 0},
                                          {-1, 3},
                                          {3, -1},
                                          {-2, -3},
                                          {largest, 2},
-                                         {index_t{1} << 32, index_t{1} << 32},
+                                         {root, root},
                                          {1, largest / 4}})
         CHECK(refuses("logits_table", "heads, modules",
                       [h = heads, m = modules] { const logits_table<float> table(h, m); }));

@@ -5,7 +5,7 @@
 #include "support/sanitizers.hpp"
 
 /// \file
-/// Which cases are left out under AddressSanitizer.
+/// Which cases are left out under AddressSanitizer, or under an emulator.
 
 namespace mhr::test {
 
@@ -13,6 +13,11 @@ namespace mhr::test {
 /// access checked they take minutes, of code that others run on less of it.
 inline doctest::skip long_if_checked() {
     return doctest::skip(MHR_TEST_HAS_ASAN != 0);
+}
+
+/// For cases that take terabytes of addresses: emulators keep books of every page, in memory.
+inline doctest::skip left_out_if_emulated() {
+    return doctest::skip(MHR_TEST_EMULATED != 0);
 }
 
 } // namespace mhr::test
