@@ -388,8 +388,8 @@ TEST_CASE("bad input of the halves is refused") {
          {std::pair<const char*, std::function<void(const arguments&)>>{name, expand_back},
           {back, project_back}}) {
         arguments bad = good;
-        bad.d_adapters.slots = slots;
-        CHECK(refused(call_name, "d_adapters.slots", call, bad));
+        bad.d_adapters.slot_of_entry = slots;
+        CHECK(refused(call_name, "d_adapters.slot_of_entry", call, bad));
         bad = good;
         bad.of_a = {halves.of_a.data(), halves.of_a.size() - 1};
         bad.of_b = {halves.of_b.data(), halves.of_b.size() - 1};
@@ -401,8 +401,8 @@ TEST_CASE("bad input of the halves is refused") {
           {"lora_project_forward", project},
           {"lora_expand_forward", expand}}) {
         arguments bad = good;
-        bad.adapters.slots = {beyond.data(), {entries}};
-        CHECK(refused(call_name, "adapters.slots", call, bad));
+        bad.adapters.slot_of_entry = {beyond.data(), {entries}};
+        CHECK(refused(call_name, "adapters.slot_of_entry", call, bad));
         call(good); // which is not refused
     }
     const share_executor share{0, 1};

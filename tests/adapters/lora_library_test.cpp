@@ -357,8 +357,8 @@ TEST_CASE("bad input of as_inventory") {
         CHECK(refused("heads", all.pool(), heads));
     }
     const std::vector<index_t> slots{0, 1, 2, 3};
-    CHECK(refused("pool.slots", {all.pool_a.view(), all.pool_b.view(), {slots.data(), {modules}}},
-                  1));
+    CHECK(refused("pool.slot_of_entry",
+                  {all.pool_a.view(), all.pool_b.view(), {slots.data(), {modules}}}, 1));
 }
 
 TEST_CASE("bad input of gather_lora_library") {
@@ -390,7 +390,7 @@ TEST_CASE("bad input of gather_lora_library") {
         CHECK(refused("pool.b", all.view(), {}, {all.pool_a.view(), bad.view}));
     }
     const std::vector<index_t> slots{0, 1, 2, 3};
-    CHECK(refused("pool.slots", all.view(), {},
+    CHECK(refused("pool.slot_of_entry", all.view(), {},
                   {all.pool_a.view(), all.pool_b.view(), {slots.data(), {modules}}}));
     // One adapter among others.
     for (std::size_t i : {0U, 3U}) {

@@ -629,8 +629,8 @@ TEST_CASE("bad slots") {
     for (const auto& bad : bad_as_input(pool.slots())) {
         CAPTURE(bad.what);
         const lora_batch<const float> adapters{pool.a.view(), pool.b.view(), bad.view};
-        CHECK(forward_refused("adapters.slots", adapters));
-        CHECK(backward_refused("adapters.slots", adapters, p.d_adapters()));
+        CHECK(forward_refused("adapters.slot_of_entry", adapters));
+        CHECK(backward_refused("adapters.slot_of_entry", adapters, p.d_adapters()));
     }
     for (std::size_t entry : {0U, 1U, 2U})
         for (index_t slot : {index_t(-1), index_t(4), std::numeric_limits<index_t>::max(),
@@ -639,8 +639,8 @@ TEST_CASE("bad slots") {
             CAPTURE(slot);
             pooled_adapters<plain> bad(p, 1, layout::row_major);
             bad.slot_of_entry[entry] = slot;
-            CHECK(forward_refused("adapters.slots", bad.batch()));
-            CHECK(backward_refused("adapters.slots", bad.batch(), p.d_adapters()));
+            CHECK(forward_refused("adapters.slot_of_entry", bad.batch()));
+            CHECK(backward_refused("adapters.slot_of_entry", bad.batch(), p.d_adapters()));
         }
     // The pool's matrices belong together; without slots there is one for each entry.
     const auto fewer = [](const auto& view) { return view.block(0, 0, 3); };
@@ -650,7 +650,7 @@ TEST_CASE("bad slots") {
     // Gradients have one owner, even where the slots are one for each entry.
     const std::vector<index_t> in_order{0, 1, 2};
     const tensor_view<const index_t, 1> slots(in_order.data(), {3});
-    CHECK(backward_refused("d_adapters.slots", p.adapters(),
+    CHECK(backward_refused("d_adapters.slot_of_entry", p.adapters(),
                            lora_batch<float>{p.d_a.view(), p.d_b.view(), slots}));
     CHECK(backward_refused("d_adapters.a", pool.batch(),
                            lora_batch<float>{pool.a.view(), p.d_b.view()}));
@@ -664,5 +664,5 @@ TEST_CASE("one adapter as a batch") {
     CHECK(batch.b.extents() == std::array<index_t, 3>{1, 2, 5});
     CHECK(as_batch(lora<float>{}).a.absent());
     CHECK(as_batch(lora<float>{}).b.absent());
-    CHECK(batch.slots.absent());
+    CHECK(batch.slot_of_entry.absent());
 }

@@ -76,7 +76,7 @@ batch_plan plan_of(const tasks& task_of_row) {
 /// What the cache gives for a plan is what mixing gives now.
 template <class A, class M, class W>
 void check_mixtures(server<M, W>& host, const batch_plan& plan, const lora_batch<const A>& got) {
-    REQUIRE(got.slots.extent(0) == plan.entries());
+    REQUIRE(got.slot_of_entry.extent(0) == plan.entries());
     if (plan.entries() == 0) return;
     tensor<A, 3> a({plan.entries(), shape.in_features, shape.rank});
     tensor<A, 3> b({plan.entries(), shape.rank, shape.out_features});
@@ -85,7 +85,7 @@ void check_mixtures(server<M, W>& host, const batch_plan& plan, const lora_batch
     std::set<index_t> slots;
     for (index_t entry = 0; entry < plan.entries(); ++entry) {
         CAPTURE(entry);
-        const index_t slot = got.slots(entry);
+        const index_t slot = got.slot_of_entry(entry);
         slots.insert(slot);
         REQUIRE(slot >= 0);
         REQUIRE(slot < got.a.extent(0));
@@ -280,7 +280,7 @@ TEST_CASE("a batch without tasks") {
     for (const tasks& nobody : {tasks{}, tasks{no_task, no_task}}) {
         const batch_plan plan = plan_of(nobody);
         const auto got = host.get(cache, plan);
-        CHECK(got.slots.extent(0) == 0);
+        CHECK(got.slot_of_entry.extent(0) == 0);
         const auto rows = plan.rows();
         tensor<float, 2> x({rows, shape.in_features}), y({rows, shape.out_features});
         tensor<float, 2> hidden({rows, shape.rank});
@@ -350,7 +350,7 @@ TEST_CASE("the cache gives the same bits and the same slots on every executor") 
             const auto got = host.get(cache, plan, 0, executor);
             check_mixtures(host, plan, got);
             for (index_t entry = 0; entry < plan.entries(); ++entry)
-                slots.push_back(got.slots(entry));
+                slots.push_back(got.slot_of_entry(entry));
         }
         return slots;
     };

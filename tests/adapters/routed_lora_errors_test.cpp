@@ -369,26 +369,28 @@ TEST_CASE("slots are refused where there is one matrix for each entry") {
     const std::vector<index_t> in_order{0, 1, 2};
     REQUIRE(f.p.plan.entries() == 3);
     arguments bad = f.good();
-    bad.state.mixed.slots = {in_order.data(), {3}};
-    bad.d_mixed.slots = {in_order.data(), {3}};
+    bad.state.mixed.slot_of_entry = {in_order.data(), {3}};
+    bad.d_mixed.slot_of_entry = {in_order.data(), {3}};
     const auto refused = [&](const char* function, const char* argument, auto&& call) {
         return f.refused(function, argument, call, bad);
     };
-    CHECK(refused("routed_lora_forward", "state.mixed.slots", [&](const arguments& all) {
+    CHECK(refused("routed_lora_forward", "state.mixed.slot_of_entry", [&](const arguments& all) {
         routed_lora_forward(serial, f.p.plan, all.x, all.inventory, all.weights, 1, all.y,
                             all.state);
     }));
-    CHECK(refused("routed_lora_backward", "state.mixed.slots", [&](const arguments& all) {
+    CHECK(refused("routed_lora_backward", "state.mixed.slot_of_entry", [&](const arguments& all) {
         routed_lora_backward(serial, f.p.plan, all.x, all.inventory, all.weights, 1, all.state,
                              all.d_y, all.d_x, all.d_inventory, all.d_weights, all.scratch);
     }));
-    CHECK(refused("routed_lora_project_forward", "state.mixed.slots", [&](const arguments& all) {
-        routed_lora_project_forward(serial, f.p.plan, all.x, all.inventory, all.weights, all.state);
-    }));
-    CHECK(refused("mix_lora_forward", "mixed.slots", [](const arguments& all) {
+    CHECK(refused("routed_lora_project_forward", "state.mixed.slot_of_entry",
+                  [&](const arguments& all) {
+                      routed_lora_project_forward(serial, f.p.plan, all.x, all.inventory,
+                                                  all.weights, all.state);
+                  }));
+    CHECK(refused("mix_lora_forward", "mixed.slot_of_entry", [](const arguments& all) {
         mix_lora_forward(serial_executor{}, all.weights, all.inventory, all.state.mixed);
     }));
-    CHECK(refused("mix_lora_backward", "d_mixed.slots", [](const arguments& all) {
+    CHECK(refused("mix_lora_backward", "d_mixed.slot_of_entry", [](const arguments& all) {
         mix_lora_backward(serial_executor{}, all.weights, all.inventory, all.d_mixed,
                           all.d_inventory, all.d_weights);
     }));

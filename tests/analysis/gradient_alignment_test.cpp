@@ -600,8 +600,8 @@ TEST_CASE("gradients have no slots") {
     tensor<float, 3> a({2, 4, 1}), b({2, 1, 2}), weights({2, 1, 3});
     tensor<double, 2> gram({2, 2});
     const lora_batch<float> bad{a.view(), b.view(), {slots.data(), {2}}};
-    CHECK(refuses("lora_gradient_gram", "d_adapters.slots",
+    CHECK(refuses("lora_gradient_gram", "d_adapters.slot_of_entry",
                   [&] { lora_gradient_gram(serial, bad, gram.view()); }));
-    CHECK(refuses("routed_lora_gradient_gram", "d_mixed.slots",
+    CHECK(refuses("routed_lora_gradient_gram", "d_mixed.slot_of_entry",
                   [&] { routed_lora_gradient_gram(serial, weights.view(), bad, gram.view()); }));
 }

@@ -45,10 +45,10 @@ TEST_CASE("require names function, argument, expected and actual, and makes text
         made = true;
         return "a text";
     };
-    require(true, "f", "x", unused, unused);
+    require_that(true, "f", "x", unused, unused);
     CHECK_FALSE(made);
     CHECK(test::error_of([] {
-              require(
+              require_that(
                   false, "f", "x", [] { return "1"; }, [] { return "2"; });
           }) == "f: x: expected 1, got 2");
 }

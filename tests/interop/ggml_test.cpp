@@ -329,7 +329,7 @@ TEST_CASE("a graph serves other tasks and other slots of a pool from one computa
         slots.clear();
         for (index_t entry = 0; entry < l.plan.entries(); ++entry)
             slots.push_back(l.plan.tasks()(entry) - 10);
-        l.batch.slots = {slots.data(), {l.plan.entries()}};
+        l.batch.slot_of_entry = {slots.data(), {l.plan.entries()}};
         if (graph == nullptr) {
             graph = ggml_new_graph(l.memory);
             ggml_build_forward_expand(graph,
@@ -561,10 +561,10 @@ TEST_CASE("bad nodes are refused when they are made") {
     CHECK(refused("base", ggml_view_2d(memory, l.base, 12, 12, 0, 0), l.x, l.a, l.b, &l.batch));
     const std::vector<index_t> slots{1, 2};
     ggml_lora_batch with_slots = l.batch;
-    with_slots.slots = {slots.data(), {2}};
-    CHECK(refused("adapters.slots", l.base, l.x, l.a, l.b, &with_slots));
-    with_slots.slots = {slots.data(), {1}};
-    CHECK(refused("adapters.slots", l.base, l.x, l.a, l.b, &with_slots));
+    with_slots.slot_of_entry = {slots.data(), {2}};
+    CHECK(refused("adapters.slot_of_entry", l.base, l.x, l.a, l.b, &with_slots));
+    with_slots.slot_of_entry = {slots.data(), {1}};
+    CHECK(refused("adapters.slot_of_entry", l.base, l.x, l.a, l.b, &with_slots));
 
     ggml_tensor* const weights = tensor_of(GGML_TYPE_F32, 3, 2, 5);
     const auto mixing_refused = [&](const char* argument, ggml_tensor* w, ggml_tensor* modules) {

@@ -156,7 +156,7 @@ MUTANTS = {
     ],
     "routing/gates.hpp": [
         ("(z >= 0 ? A(1) : e)", "(z >= 0 ? e : A(1))"),
-        ("const A e = std::exp(-std::abs(z));", "const A e = std::exp(-z);", {"nth": 1}),
+        ("const A e = std::exp(-(std::abs)(z));", "const A e = std::exp(-z);", {"nth": 1}),
         ("e / ((1 + e) * (1 + e))", "e / (1 + e)"),
         ("std::log(u) - std::log1p(-u)", "std::log(u) + std::log1p(-u)"),
         ("detail::sigmoid_slope(argument(logit, at)) / static_cast<A>(temperature)",
@@ -220,12 +220,12 @@ MUTANTS = {
     "adapters/batch_plan.hpp": [
         ("a.row < b.row", "a.row > b.row"),
         ("row_order_.data() + first, {last - first}", "row_order_.data() + first, {last}"),
-        ("std::min(size, last - first)", "size"),
+        ("(std::min)(size, last - first)", "size"),
         ("first_span_of_entry_.push_back(static_cast<index_t>(spans_.size()));", "", {"nth": 2}),
     ],
     "adapters/lora.hpp": [
         ("as_const(adapters.b.slice(0, slot)), scale, y);", "as_const(adapters.b.slice(0, slot)), 1, y);"),
-        ("adapters.slots.absent() ? entry : adapters.slots(entry)", "entry"),
+        ("adapters.slot_of_entry.absent() ? entry : adapters.slot_of_entry(entry)", "entry"),
         ("if (first_span != entry)", "if (first_span == entry)"),
         ("to[i] += from[i];", "to[i] = from[i];"),
         ("span < plan.first_span_of(entry + 1)", "span + 1 < plan.first_span_of(entry + 1)"),

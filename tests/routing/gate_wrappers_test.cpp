@@ -185,14 +185,14 @@ TEST_CASE("wrappers compose in either order") {
         CHECK(shared_last.slope(0.5, at) == 2 * relaxed.slope(logit, at));
         CHECK(dropped_last.value(0.5, at) == 2 * relaxed.value(logit, at));
     }
-    CHECK_NOTHROW(shared_last.check("f", 2, 3, 4));
-    CHECK_NOTHROW(dropped_last.check("f", 2, 3, 4));
+    CHECK_NOTHROW(shared_last.validate("f", 2, 3, 4));
+    CHECK_NOTHROW(dropped_last.validate("f", 2, 3, 4));
 }
 
 TEST_CASE("every wrapper checks its own arguments and those of the gate inside") {
     guarded_buffer<float, 3> good(extents), uniforms(extents);
     guarded_buffer<bool, 3> keep(extents);
-    const auto check = [](const auto& gate) { gate.check("f", 2, 3, 4); };
+    const auto check = [](const auto& gate) { gate.validate("f", 2, 3, 4); };
     for (const auto& wrong : bad_as_input(good.view())) {
         CAPTURE(wrong.what);
         const auto view = wrong.view;

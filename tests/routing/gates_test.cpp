@@ -213,10 +213,10 @@ TEST_CASE("each weight takes its own uniform, in every layout" * needs_same_bits
 TEST_CASE("a gate refuses uniforms of another shape and temperatures that are none") {
     guarded_buffer<float, 3> uniforms({2, 3, 4});
     const auto check = [&](const tensor_view<float, 3>& u, double temperature) {
-        gumbel_sigmoid_gate<float>{u, temperature}.check("f", 2, 3, 4);
+        gumbel_sigmoid_gate<float>{u, temperature}.validate("f", 2, 3, 4);
     };
     CHECK_NOTHROW(check(uniforms.view(), 0.5));
-    CHECK_NOTHROW((gumbel_sigmoid_gate<float>{uniforms.view()}.check("f", 2, 3, 4)));
+    CHECK_NOTHROW((gumbel_sigmoid_gate<float>{uniforms.view()}.validate("f", 2, 3, 4)));
     CHECK_NOTHROW(check({uniforms.view().data(), {2, 3, 4}, {0, 0, 0}}, 1)); // one draw for all
     for (std::size_t axis = 0; axis < 3; ++axis)
         CHECK(refuses("f", "gate.uniforms", [&] { check(uniforms.view().block(axis, 0, 1), 1); }));
@@ -227,7 +227,7 @@ TEST_CASE("a gate refuses uniforms of another shape and temperatures that are no
         CAPTURE(bad);
         CHECK(refuses("f", "gate.temperature", [&] { check(uniforms.view(), bad); }));
     }
-    CHECK_NOTHROW(sigmoid_gate{}.check("f", 2, 3, 4));
+    CHECK_NOTHROW(sigmoid_gate{}.validate("f", 2, 3, 4));
 }
 
 TEST_CASE("a temperature that is 0 in f32 is refused, or gives numbers all the same") {
@@ -236,7 +236,7 @@ TEST_CASE("a temperature that is 0 in f32 is refused, or gives numbers all the s
     const gumbel_sigmoid_gate gate{tensor_view<const float, 3>(&u, {1, 1, 1}), 1e-60};
     bool refused = false;
     try {
-        gate.check("f", 1, 1, 1);
+        gate.validate("f", 1, 1, 1);
     } catch (const error&) {
         refused = true;
     }
@@ -271,7 +271,7 @@ TEST_CASE_TEMPLATE("straight-through: the rounded sigmoid with the slope of the 
         CHECK(std::isfinite(gate.slope(on, origin)));
     }
     CHECK((is_fast_math || std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin))));
-    CHECK_NOTHROW(gate.check("f", 2, 3, 4));
+    CHECK_NOTHROW(gate.validate("f", 2, 3, 4));
 }
 
 TEST_CASE_TEMPLATE("the identity gives the logit, with slope 1", A, MHR_TEST_ACCUMULATORS) {
@@ -281,5 +281,5 @@ TEST_CASE_TEMPLATE("the identity gives the logit, with slope 1", A, MHR_TEST_ACC
         CHECK(gate.slope(logit, origin) == 1);
     }
     CHECK((is_fast_math || std::isnan(gate.value(std::numeric_limits<A>::quiet_NaN(), origin))));
-    CHECK_NOTHROW(gate.check("f", 2, 3, 4));
+    CHECK_NOTHROW(gate.validate("f", 2, 3, 4));
 }

@@ -340,14 +340,16 @@ TEST_CASE_TEMPLATE("softmax: modules that are not kept get no gradient, and give
 
 TEST_CASE("kept is 1 or more") {
     for (index_t bad : {index_t{0}, index_t{-1}, std::numeric_limits<index_t>::min()})
-        CHECK(refuses("f", "normaliser.kept", [&] { softmax_normaliser{bad}.check("f", 2, 3); }));
-    CHECK(refuses("f", "normaliser.kept",
-                  [&] { detached_when_off_normaliser{softmax_normaliser{0}}.check("f", 2, 3); }));
-    CHECK_NOTHROW(detached_when_off_normaliser{softmax_normaliser{1}}.check("f", 2, 3));
-    CHECK_NOTHROW(softmax_normaliser{1}.check("f", 2, 3));
-    CHECK_NOTHROW(softmax_normaliser{}.check("f", 2, 3));
-    CHECK_NOTHROW(softmax_normaliser{9}.check("f", 2, 3));
-    CHECK_NOTHROW(sum_normaliser{}.check("f", 2, 3));
-    CHECK_NOTHROW(average_correction_normaliser{}.check("f", 2, 3));
-    CHECK_NOTHROW(l2_normaliser{}.check("f", 2, 3));
+        CHECK(
+            refuses("f", "normaliser.kept", [&] { softmax_normaliser{bad}.validate("f", 2, 3); }));
+    CHECK(refuses("f", "normaliser.kept", [&] {
+        detached_when_off_normaliser{softmax_normaliser{0}}.validate("f", 2, 3);
+    }));
+    CHECK_NOTHROW(detached_when_off_normaliser{softmax_normaliser{1}}.validate("f", 2, 3));
+    CHECK_NOTHROW(softmax_normaliser{1}.validate("f", 2, 3));
+    CHECK_NOTHROW(softmax_normaliser{}.validate("f", 2, 3));
+    CHECK_NOTHROW(softmax_normaliser{9}.validate("f", 2, 3));
+    CHECK_NOTHROW(sum_normaliser{}.validate("f", 2, 3));
+    CHECK_NOTHROW(average_correction_normaliser{}.validate("f", 2, 3));
+    CHECK_NOTHROW(l2_normaliser{}.validate("f", 2, 3));
 }

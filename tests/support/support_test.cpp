@@ -293,7 +293,7 @@ TEST_CASE("snapshots see every byte") {
 TEST_CASE("refuses demands error, names and untouched outputs") {
     guarded_buffer<float, 1> output({1});
     const auto raise_for = [](const char* argument) {
-        require(
+        require_that(
             false, "function", argument, [] { return "this"; }, [] { return "that"; });
     };
     CHECK(refuses("function", "x", [&] { raise_for("x"); }));

@@ -88,9 +88,9 @@ class batch_plan {
         for (index_t s = 0; s < rows_of_sequence.extent(0); ++s) {
             // A number that the index type cannot hold becomes another one.
             const auto count = static_cast<index_t>(rows_of_sequence(s));
-            require(
+            require_that(
                 static_cast<std::remove_const_t<Count>>(count) == rows_of_sequence(s) &&
-                    count >= 0 && count <= std::numeric_limits<index_t>::max() - rows,
+                    count >= 0 && count <= (std::numeric_limits<index_t>::max)() - rows,
                 function, "rows_of_sequence",
                 [] { return "numbers of 0 and more, whose sum fits an index"; },
                 [&] {
@@ -114,7 +114,7 @@ class batch_plan {
     template <class Id = std::int64_t>
     void assign_single_task(index_t rows, Id task = 0) {
         constexpr const char* function = "batch_plan::assign_single_task";
-        require(
+        require_that(
             rows >= 0, function, "rows", [] { return "0 or more"; },
             [&] { return std::to_string(rows); });
         check_tasks(function, "task", tensor_view<const Id, 1>(&task, {1}));
@@ -176,7 +176,7 @@ class batch_plan {
         constexpr std::int64_t largest = detail::largest_task<V>();
         require_input(function, argument, tasks, {any_extent});
         for (index_t i = 0; i < tasks.extent(0); ++i)
-            require(
+            require_that(
                 detail::is_task<V>(tasks(i)) || detail::is_no_task<V>(tasks(i)), function, argument,
                 [] {
                     return "ids from 0 to " + std::to_string(largest) +
@@ -234,7 +234,7 @@ class batch_plan {
         const auto rows = static_cast<index_t>(row_order_.size());
         const index_t share = (rows + spans_of_batch - 1) / spans_of_batch;
         const index_t blocks_of_share = (share + rows_per_block - 1) / rows_per_block;
-        const index_t span = std::min(rows_per_span, blocks_of_share * rows_per_block);
+        const index_t span = (std::min)(rows_per_span, blocks_of_share * rows_per_block);
         for (index_t entry = 0; entry < entries(); ++entry) {
             first_span_of_entry_.push_back(static_cast<index_t>(spans_.size()));
             cut_entry(entry, rows_per_block, blocks_);
@@ -247,7 +247,7 @@ class batch_plan {
         const index_t last = first_of_entry_[static_cast<std::size_t>(entry) + 1];
         for (index_t first = first_of_entry_[static_cast<std::size_t>(entry)]; first < last;
              first += size)
-            pieces.push_back({entry, first, std::min(size, last - first)});
+            pieces.push_back({entry, first, (std::min)(size, last - first)});
     }
 
     index_t rows_ = 0;

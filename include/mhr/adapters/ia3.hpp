@@ -45,7 +45,7 @@ inline rescaled_rows rescaling_part(const batch_plan& plan, index_t part) noexce
     constexpr index_t size = batch_plan::rows_per_block;
     const auto rows = plan.base_rows();
     const index_t first = (part - blocks) * size;
-    return {-1, rows.block(0, first, std::min(size, rows.extent(0) - first))};
+    return {-1, rows.block(0, first, (std::min)(size, rows.extent(0) - first))};
 }
 
 /// to[row, i] = from[row, i] * scales[i] for some rows, or with `Add` += that; absent scales are 1.
@@ -172,7 +172,7 @@ void ia3_backward(executor_ref executor, const batch_plan& plan, tensor_view<X, 
         executor.run(plan.entries() * pieces, [&](index_t part) noexcept {
             const index_t entry = part / pieces;
             const index_t first = part % pieces * detail::ia3_features_per_part;
-            const index_t count = std::min(detail::ia3_features_per_part, features - first);
+            const index_t count = (std::min)(detail::ia3_features_per_part, features - first);
             detail::specialise(x.stride(1) == 1 && d_y.stride(1) == 1, [&](auto dense) {
                 detail::add_products_of_rows<decltype(dense)::value>(
                     plan.rows_of(entry), as_const(x.block(1, first, count)),

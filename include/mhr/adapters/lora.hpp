@@ -32,15 +32,15 @@ struct lora {
 /// One adapter for each entry of a batch plan: a [entries, in_features, rank],
 /// b [entries, rank, out_features].
 ///
-/// With `slots` [entries], the matrices are a pool, a [slots, in_features, rank] and
-/// b [slots, rank, out_features], of which entry g uses number slots(g), and entries may share one:
-/// an engine that keeps ready adapters copies none of them. Only inputs may have slots; what is
-/// written has one matrix for each entry.
+/// With `slot_of_entry` [entries], the matrices are a pool, a [slots, in_features, rank] and
+/// b [slots, rank, out_features], of which entry g uses number slot_of_entry(g), and entries may
+/// share one: an engine that keeps ready adapters copies none of them. Only inputs may have slots;
+/// what is written has one matrix for each entry.
 template <class T>
 struct lora_batch {
-    tensor_view<T, 3> a;                   ///< [entries or slots, in_features, rank]
-    tensor_view<T, 3> b;                   ///< [entries or slots, rank, out_features]
-    tensor_view<const index_t, 1> slots{}; ///< [entries]; absent: entry g uses matrix g
+    tensor_view<T, 3> a;                           ///< [entries or slots, in_features, rank]
+    tensor_view<T, 3> b;                           ///< [entries or slots, rank, out_features]
+    tensor_view<const index_t, 1> slot_of_entry{}; ///< [entries]; absent: entry g uses matrix g
 };
 
 /// A plain adapter as a batch of one: for plans made with `assign_single_task`. An adapter that was
@@ -68,42 +68,45 @@ inline index_t cost_of_rows(const batch_plan& plan,
                             const std::vector<batch_plan::row_block>& pieces, index_t rank,
                             index_t features) noexcept {
     const index_t rows = plan.row_order().extent(0);
-    return rows / std::max(static_cast<index_t>(pieces.size()), index_t(1)) * (rank + 4) * features;
+    return rows / (std::max)(static_cast<index_t>(pieces.size()), index_t(1)) * (rank + 4) *
+           features;
 }
 
 /// The matrix that an entry uses.
 template <class T>
 index_t slot_of(const lora_batch<T>& adapters, index_t entry) noexcept {
-    return adapters.slots.absent() ? entry : adapters.slots(entry);
+    return adapters.slot_of_entry.absent() ? entry : adapters.slot_of_entry(entry);
 }
 
 /// For batches that are written, and for gradients: entries that share a matrix would share a sum,
 /// which must have one owner.
 template <class T>
 void require_no_slots(const char* function, const char* argument, const lora_batch<T>& batch) {
-    require(
-        batch.slots.absent(), function, argument, [] { return "none (a matrix for each entry)"; },
-        [&] { return std::to_string(batch.slots.extent(0)); });
+    require_that(
+        batch.slot_of_entry.absent(), function, argument,
+        [] { return "none (a matrix for each entry)"; },
+        [&] { return std::to_string(batch.slot_of_entry.extent(0)); });
 }
 
 template <class P>
 void check_adapters(const char* function, const batch_plan& plan, index_t in_features,
                     const lora_batch<P>& adapters) {
     // Slots of no entries cannot be told from absent ones.
-    const bool pool = !adapters.slots.absent() || plan.entries() == 0;
+    const bool pool = !adapters.slot_of_entry.absent() || plan.entries() == 0;
     require_input(function, "adapters.a", adapters.a,
                   {pool ? any_extent : plan.entries(), in_features, any_extent});
     require_input(function, "adapters.b", adapters.b,
                   {adapters.a.extent(0), adapters.a.extent(2), any_extent});
-    if (adapters.slots.absent()) return;
-    require_input(function, "adapters.slots", adapters.slots, {plan.entries()});
+    if (adapters.slot_of_entry.absent()) return;
+    require_input(function, "adapters.slot_of_entry", adapters.slot_of_entry, {plan.entries()});
     for (index_t entry = 0; entry < plan.entries(); ++entry)
-        require(
-            adapters.slots(entry) >= 0 && adapters.slots(entry) < adapters.a.extent(0), function,
-            "adapters.slots",
+        require_that(
+            adapters.slot_of_entry(entry) >= 0 &&
+                adapters.slot_of_entry(entry) < adapters.a.extent(0),
+            function, "adapters.slot_of_entry",
             [&] { return "numbers from 0 to " + std::to_string(adapters.a.extent(0) - 1); },
             [&] {
-                return std::to_string(adapters.slots(entry)) + " at position " +
+                return std::to_string(adapters.slot_of_entry(entry)) + " at position " +
                        std::to_string(entry);
             });
 }
@@ -182,8 +185,8 @@ lora_backward_scratch<A> take_lora_backward_scratch(workspace& memory, const bat
 template <class D>
 index_t rows_of_backward(index_t features) noexcept {
     constexpr index_t bytes = index_t(1) << 19;
-    const index_t fit = bytes / static_cast<index_t>(sizeof(D)) / std::max(features, index_t(1));
-    return std::min(index_t(48), std::max(row_group, fit / row_group * row_group));
+    const index_t fit = bytes / static_cast<index_t>(sizeof(D)) / (std::max)(features, index_t(1));
+    return (std::min)(index_t(48), (std::max)(row_group, fit / row_group * row_group));
 }
 
 /// sums[g] = the sum over the spans of entry g, for every entry, in place.
@@ -197,7 +200,7 @@ void add_up_spans(executor_ref executor, const batch_plan& plan, tensor_view<A, 
     const index_t cost = columns * static_cast<index_t>(plan.spans().size());
     executor.run((elements + columns - 1) / columns, cost, [&](index_t part) noexcept {
         const index_t first = part * columns;
-        const index_t count = std::min(columns, elements - first);
+        const index_t count = (std::min)(columns, elements - first);
         for (index_t entry = 0; entry < plan.entries(); ++entry) {
             A* const to = sums.slice(0, entry).data() + first;
             const index_t first_span = plan.first_span_of(entry);
@@ -222,7 +225,7 @@ void add_sums(executor_ref executor, tensor_view<A, 3> sums, tensor_view<D, 3> m
     executor.run(matrices.extent(0) * pieces, 4 * columns * matrices.extent(1),
                  [&](index_t part) noexcept {
                      const index_t first = part % pieces * columns;
-                     const index_t width = std::min(columns, matrices.extent(2) - first);
+                     const index_t width = (std::min)(columns, matrices.extent(2) - first);
                      const auto from = sums.slice(0, part / pieces).block(1, first, width);
                      const auto to = matrices.slice(0, part / pieces).block(1, first, width);
                      for_groups(to.extent(0), rows, [&](index_t k0, index_t height) {
@@ -345,7 +348,7 @@ void lora_backward(executor_ref executor, const batch_plan& plan, tensor_view<X,
                             {plan.entries(), x.extent(1), rank});
     require_optional_output(function, "d_adapters.b", d_adapters.b,
                             {plan.entries(), rank, adapters.b.extent(2)});
-    detail::require_no_slots(function, "d_adapters.slots", d_adapters);
+    detail::require_no_slots(function, "d_adapters.slot_of_entry", d_adapters);
     require_every_part(function, executor);
     const index_t in_features = x.extent(1);
     const index_t out_features = d_y.extent(1);

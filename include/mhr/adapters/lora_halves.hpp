@@ -151,7 +151,7 @@ void lora_project_backward(executor_ref executor, const batch_plan& plan, tensor
     require_optional_output(function, "d_x", d_x, x.extents());
     require_optional_output(function, "d_adapters.a", d_adapters.a,
                             {plan.entries(), x.extent(1), rank});
-    detail::require_no_slots(function, "d_adapters.slots", d_adapters);
+    detail::require_no_slots(function, "d_adapters.slot_of_entry", d_adapters);
     require_every_part(function, executor);
     require_workspace(function, scratch,
                       lora_project_backward_workspace_size<Result>(plan, x.extent(1), rank));
@@ -224,7 +224,7 @@ void lora_expand_backward(executor_ref executor, const batch_plan& plan, tensor_
     require_optional_output(function, "d_hidden", d_hidden, {plan.rows(), rank});
     require_optional_output(function, "d_adapters.b", d_adapters.b,
                             {plan.entries(), rank, out_features});
-    detail::require_no_slots(function, "d_adapters.slots", d_adapters);
+    detail::require_no_slots(function, "d_adapters.slot_of_entry", d_adapters);
     require_every_part(function, executor);
     require_workspace(function, scratch,
                       lora_expand_backward_workspace_size<Sum>(plan, out_features, rank));

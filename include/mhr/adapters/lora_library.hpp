@@ -34,10 +34,10 @@ lora_inventory<T> as_inventory(lora_batch<T> pool, index_t heads) {
     constexpr const char* function = "as_inventory";
     require_input(function, "pool.a", pool.a, {any_extent, any_extent, any_extent});
     require_input(function, "pool.b", pool.b, {pool.a.extent(0), pool.a.extent(2), any_extent});
-    detail::require_no_slots(function, "pool.slots", pool);
+    detail::require_no_slots(function, "pool.slot_of_entry", pool);
     const index_t in = pool.a.extent(1);
     const index_t out = pool.b.extent(2);
-    require(
+    require_that(
         heads >= 1 && in % heads == 0 && out % heads == 0, function, "heads",
         [&] {
             return "a divisor of " + std::to_string(in) + " and " + std::to_string(out) +
@@ -86,12 +86,12 @@ void gather_lora_library(executor_ref executor, tensor_view<Adapter, 1> adapters
     require_output(function, "pool.a", pool.a, {modules, any_extent, any_extent});
     const index_t rank = pool.a.extent(2);
     require_output(function, "pool.b", pool.b, {modules, rank, any_extent});
-    detail::require_no_slots(function, "pool.slots", pool);
+    detail::require_no_slots(function, "pool.slot_of_entry", pool);
     if (!scales.absent()) require_input(function, "scales", scales, {modules});
     for (index_t i = 0; i < modules; ++i) {
         const auto& adapter = adapters(i);
         require_input(function, "adapters.a", adapter.a, {pool.a.extent(1), any_extent});
-        require(
+        require_that(
             adapter.a.extent(1) <= rank, function, "adapters.a",
             [&] { return "ranks up to that of the pool, " + std::to_string(rank); },
             [&] {

@@ -76,22 +76,22 @@ struct lora_shard {
 /// than heads.
 inline lora_shard shard_of_heads(const lora_shape& whole, index_t ith, index_t nth) {
     constexpr const char* function = "shard_of_heads";
-    require(
+    require_that(
         whole.heads >= 1, function, "whole.heads", [] { return "1 or more"; },
         [&] { return std::to_string(whole.heads); });
     const auto require_divisible = [&](const char* argument, index_t features) {
-        require(
+        require_that(
             features >= 0 && features % whole.heads == 0, function, argument,
             [&] { return "a multiple of " + std::to_string(whole.heads) + " heads"; },
             [&] { return std::to_string(features); });
     };
     require_divisible("whole.in_features", whole.in_features);
     require_divisible("whole.out_features", whole.out_features);
-    require(
+    require_that(
         nth >= 1 && nth <= whole.heads, function, "nth",
         [&] { return "1 to " + std::to_string(whole.heads) + " shards, one head each at least"; },
         [&] { return std::to_string(nth); });
-    require(
+    require_that(
         ith >= 0 && ith < nth, function, "ith", [&] { return "0 to " + std::to_string(nth - 1); },
         [&] { return std::to_string(ith); });
 

@@ -44,12 +44,12 @@ void add_product(executor_ref executor, tensor_view<const P, 2> left, tensor_vie
     const index_t n = weight.extent(1);
     executor.run((rows + height - 1) / height, [&](index_t part) noexcept {
         const index_t first = part * height;
-        const index_t count = std::min(height, rows - first);
+        const index_t count = (std::min)(height, rows - first);
         index_t places[height]; // the rows of what is kept on the stack
         for (index_t r = 0; r < height; ++r)
             places[r] = r;
         for (index_t j0 = 0; j0 < n; j0 += merged_columns) {
-            const index_t width = std::min(merged_columns, n - j0);
+            const index_t width = (std::min)(merged_columns, n - j0);
             A sum[height * merged_columns] = {};
             const tensor_view<A, 2> sums(sum, {count, width}, {merged_columns, 1});
             expand(row_set{places, count}, left.block(0, first, count), right.block(1, j0, width),
@@ -126,7 +126,7 @@ void rescale_layer(const char* function, executor_ref executor, tensor_view<P, 1
     require_optional_output(function, "bias", bias, {scales.extent(0)});
     for (index_t row = 0; row < scales.extent(0); ++row) {
         const auto scale = load<accumulator_t<P>>(scales(row));
-        require(
+        require_that(
             std::isfinite(scale) && scale != 0, function, "scales",
             [] { return "finite numbers other than 0 (which no division takes back)"; },
             [&] { return std::to_string(scale) + " at position " + std::to_string(row); });

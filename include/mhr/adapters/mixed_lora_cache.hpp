@@ -76,7 +76,7 @@ class mixed_lora_cache {
                             std::uint64_t version) {
         constexpr const char* function = "mixed_lora_cache::get";
         const index_t entries = plan.entries();
-        require(
+        require_that(
             entries <= capacity(), function, "plan",
             [&] { return "at most " + std::to_string(capacity()) + " tasks"; },
             [&] { return std::to_string(entries); });
@@ -119,7 +119,7 @@ class mixed_lora_cache {
             } else {
                 ++hits_;
             }
-            entry += std::max(count, index_t(1));
+            entry += (std::max)(count, index_t(1));
         }
         return {pool_.a, pool_.b, {slot_of_entry_.data(), {entries}}};
     }
@@ -174,7 +174,7 @@ class mixed_lora_cache {
     }
     static std::size_t checked_pool_size(const lora_shape& shape, index_t capacity) {
         constexpr const char* function = "mixed_lora_cache";
-        require(
+        require_that(
             shape.heads >= 1 && shape.modules >= 0 && shape.rank >= 0 && shape.in_features >= 0 &&
                 shape.out_features >= 0 && shape.in_features % shape.heads == 0 &&
                 shape.out_features % shape.heads == 0,
@@ -184,12 +184,12 @@ class mixed_lora_cache {
                 return detail::to_text<5>({shape.heads, shape.modules, shape.in_features,
                                            shape.out_features, shape.rank});
             });
-        require(
+        require_that(
             capacity >= 1, function, "capacity", [] { return "at least 1"; },
             [&] { return std::to_string(capacity); });
-        constexpr auto largest = static_cast<std::size_t>(std::numeric_limits<index_t>::max());
+        constexpr auto largest = static_cast<std::size_t>((std::numeric_limits<index_t>::max)());
         const std::size_t size = pool_size(shape, capacity);
-        require(
+        require_that(
             size <= largest &&
                 static_cast<std::size_t>(capacity) <= largest / sizeof(mixed_adapter),
             function, "capacity", [] { return "adapters whose bytes fit an index"; },

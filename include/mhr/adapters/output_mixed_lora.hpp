@@ -46,14 +46,14 @@ void expand_modules(row_set rows, tensor_view<const Z, 3> narrow, tensor_view<co
     const index_t rank = matrices.extent(1);
     const index_t n = wide.extent(1);
     for (index_t j0 = 0; j0 < n; j0 += columns) {
-        const index_t width = std::min(columns, n - j0);
+        const index_t width = (std::min)(columns, n - j0);
         A sum[height * columns] = {};
         const tensor_view<A, 2> sums(sum, {height, width}, {columns, 1});
         for (index_t m = 0; m < matrices.extent(0); ++m) {
             const A weight = load<A>(weights(m));
             if (weight == A(0)) continue;
             for (index_t k0 = 0; k0 < rank; k0 += rank_group) {
-                const index_t depth = std::min(rank_group, rank - k0);
+                const index_t depth = (std::min)(rank_group, rank - k0);
                 A weighted[height * rank_group];
                 const tensor_view<A, 2> tile(weighted, {height, depth}, {rank_group, 1});
                 for (index_t r = 0; r < rows.count; ++r)
@@ -96,7 +96,7 @@ void add_outer_products_of_modules(executor_ref executor, const batch_plan& plan
     executor.run(matrices.extent(0) * pieces, [&](index_t part) noexcept {
         const index_t m = part / pieces;
         const index_t i0 = part % pieces * mixed_columns;
-        const index_t width = std::min(mixed_columns, n - i0);
+        const index_t width = (std::min)(mixed_columns, n - i0);
         for_groups(rank, rank_group, [&](index_t k0, index_t depth) {
             A sum[rank_group * mixed_columns];
             const tensor_view<A, 2> sums(sum, {depth, width}, {mixed_columns, 1});
@@ -125,7 +125,7 @@ lora_shape check_output_mixed_lora(const char* function, const batch_plan& plan,
                                    const tensor_view<W, 3>& weights) {
     require_input(function, "inventory.a", inventory.a,
                   {any_extent, any_extent, any_extent, any_extent});
-    require(
+    require_that(
         inventory.a.extent(0) == 1, function, "inventory.a",
         [] { return "one head (the output of a module cannot be mixed in blocks of its rows)"; },
         [&] { return std::to_string(inventory.a.extent(0)); });

@@ -78,7 +78,7 @@ class parameter_layout {
     /// do not divide.
     inventory_place place_inventory(const lora_shape& shape) {
         constexpr const char* function = "parameter_layout::place_inventory";
-        require(
+        require_that(
             shape.heads >= 1 && shape.in_features % shape.heads == 0 &&
                 shape.out_features % shape.heads == 0,
             function, "shape", [] { return "heads that divide the features"; },
@@ -106,14 +106,14 @@ class parameter_layout {
     template <std::size_t Rank>
     parameter_place<Rank> place(const char* function, const char* argument,
                                 const std::array<index_t, Rank>& extents) {
-        constexpr index_t largest = std::numeric_limits<index_t>::max();
+        constexpr index_t largest = (std::numeric_limits<index_t>::max)();
         index_t count = 1;
         bool counts = true;
         for (index_t extent : extents) {
             counts = counts && extent >= 0;
             if (counts) count = detail::saturating_product(count, extent);
         }
-        require(
+        require_that(
             counts && count <= largest - alignment - size_, function, argument,
             [] { return "extents of 0 and more, whose elements an index counts"; },
             [&] {
@@ -133,7 +133,7 @@ tensor_view<T, Rank> parameter_place<Rank>::in(const tensor_view<T, 1>& span) co
     constexpr const char* function = "parameter_place::in";
     if (span.absent()) return {};
     require_input(function, "span", span, {any_extent});
-    require(
+    require_that(
         span.is_contiguous() && span.extent(0) - first >= size(), function, "span",
         [&] { return std::to_string(first + size()) + " dense elements"; },
         [&] {

@@ -50,7 +50,7 @@ template <class M>
 index_t check_ia3_modules(const char* function, const char* argument,
                           const tensor_view<M, 3>& modules) {
     require_input(function, argument, modules, {any_extent, any_extent, any_extent});
-    require(
+    require_that(
         modules.extent(0) >= 1, function, argument, [] { return "at least one head"; },
         [] { return "none"; });
     return modules.extent(0) * modules.extent(2);

@@ -75,7 +75,7 @@ template <class M>
 void check_inventory(const char* function, const lora_inventory<M>& inventory) {
     require_input(function, "inventory.a", inventory.a,
                   {any_extent, any_extent, any_extent, any_extent});
-    require(
+    require_that(
         inventory.a.extent(0) >= 1, function, "inventory.a", [] { return "at least one head"; },
         [] { return "none"; });
     require_input(
@@ -114,7 +114,7 @@ void mix_lora_forward(executor_ref executor, tensor_view<W, 3> weights, lora_inv
                    {weights.extent(0), shape.in_features, shape.rank});
     require_output(function, "mixed.b", mixed.b,
                    {weights.extent(0), shape.rank, shape.out_features});
-    detail::require_no_slots(function, "mixed.slots", mixed);
+    detail::require_no_slots(function, "mixed.slot_of_entry", mixed);
     mix_forward(executor, weights, inventory.a, detail::blocks_of_a(mixed.a, shape.heads));
     mix_forward(executor, weights, inventory.b, detail::blocks_of_b(mixed.b, shape.heads));
 }
@@ -137,7 +137,7 @@ void mix_lora_backward(executor_ref executor, tensor_view<W, 3> weights,
                   {weights.extent(0), shape.in_features, shape.rank});
     require_input(function, "d_mixed.b", d_mixed.b,
                   {weights.extent(0), shape.rank, shape.out_features});
-    detail::require_no_slots(function, "d_mixed.slots", d_mixed);
+    detail::require_no_slots(function, "d_mixed.slot_of_entry", d_mixed);
     require_optional_output(function, "d_inventory.a", d_inventory.a, inventory.a.extents());
     require_optional_output(function, "d_inventory.b", d_inventory.b, inventory.b.extents());
     require_optional_output(function, "d_weights", d_weights, weights.extents());
@@ -181,7 +181,7 @@ void average_lora_backward(executor_ref executor, lora<D> d_average,
     require_output(
         function, "d_inventory.b", d_inventory.b,
         {d_inventory.a.extent(0), d_inventory.a.extent(1), d_inventory.a.extent(3), any_extent});
-    require(
+    require_that(
         d_inventory.a.extent(0) >= 1, function, "d_inventory.a", [] { return "at least one head"; },
         [] { return "none"; });
     const lora_shape shape = shape_of(d_inventory);
@@ -231,7 +231,7 @@ void routed_lora_forward(executor_ref executor, const batch_plan& plan, tensor_v
                    {plan.entries(), shape.in_features, shape.rank});
     require_output(function, "state.mixed.b", state.mixed.b,
                    {plan.entries(), shape.rank, shape.out_features});
-    detail::require_no_slots(function, "state.mixed.slots", state.mixed);
+    detail::require_no_slots(function, "state.mixed.slot_of_entry", state.mixed);
     require_output(function, "state.hidden", state.hidden, {plan.rows(), shape.rank});
     require_every_part(function, executor);
 
@@ -274,7 +274,7 @@ void routed_lora_backward(executor_ref executor, const batch_plan& plan, tensor_
                   {plan.entries(), shape.in_features, shape.rank});
     require_input(function, "state.mixed.b", state.mixed.b,
                   {plan.entries(), shape.rank, shape.out_features});
-    detail::require_no_slots(function, "state.mixed.slots", state.mixed);
+    detail::require_no_slots(function, "state.mixed.slot_of_entry", state.mixed);
     require_input(function, "state.hidden", state.hidden, {plan.rows(), shape.rank});
     require_input(function, "d_y", d_y, {plan.rows(), shape.out_features});
     require_optional_output(function, "d_x", d_x, x.extents());

@@ -46,7 +46,7 @@ lora_shape check_half(const char* function, const batch_plan& plan,
                   {plan.entries(), shape.in_features, shape.rank});
     require_input(function, "state.mixed.b", state.mixed.b,
                   {plan.entries(), shape.rank, shape.out_features});
-    require_no_slots(function, "state.mixed.slots", state.mixed);
+    require_no_slots(function, "state.mixed.slot_of_entry", state.mixed);
     require_input(function, "state.hidden", state.hidden, {plan.rows(), shape.rank});
     return shape;
 }
@@ -66,7 +66,7 @@ void check_half_gradients(const char* function, const lora_inventory<M>& invento
 template <class A>
 std::size_t routed_lora_halves_workspace_size(const batch_plan& plan,
                                               const lora_shape& shape) noexcept {
-    return detail::half_workspace_size<A>(plan, std::max(shape.in_features, shape.out_features),
+    return detail::half_workspace_size<A>(plan, (std::max)(shape.in_features, shape.out_features),
                                           shape.rank);
 }
 

@@ -66,8 +66,8 @@ void lora_gradient_gram(executor_ref executor, lora_batch<D> d_adapters,
                         tensor_view<double, 2> gram) {
     constexpr const char* function = "lora_gradient_gram";
     require_output(function, "gram", gram, {any_extent, gram.extent(0)});
-    detail::check_adapter_gradients(function, "d_adapters.a", "d_adapters.b", "d_adapters.slots",
-                                    d_adapters, gram.extent(0));
+    detail::check_adapter_gradients(function, "d_adapters.a", "d_adapters.b",
+                                    "d_adapters.slot_of_entry", d_adapters, gram.extent(0));
     // Absent gradients are vectors without elements.
     detail::for_gram_tiles(executor, gram.extent(0), [&](index_t row, index_t column) noexcept {
         for (const auto& matrices : {d_adapters.a, d_adapters.b})
@@ -137,12 +137,12 @@ void routed_lora_gradient_gram(executor_ref executor, tensor_view<W, 3> weights,
     constexpr const char* function = "routed_lora_gradient_gram";
     require_input(function, "weights", weights, {any_extent, any_extent, any_extent});
     const index_t heads = weights.extent(1);
-    require(
+    require_that(
         heads >= 1, function, "weights", [] { return "at least one head"; }, [] { return "none"; });
-    detail::check_adapter_gradients(function, "d_mixed.a", "d_mixed.b", "d_mixed.slots", d_mixed,
-                                    weights.extent(0));
+    detail::check_adapter_gradients(function, "d_mixed.a", "d_mixed.b", "d_mixed.slot_of_entry",
+                                    d_mixed, weights.extent(0));
     const auto require_blocks = [&](const char* argument, index_t features) {
-        require(
+        require_that(
             features % heads == 0, function, argument,
             [&] { return "features that " + std::to_string(heads) + " heads divide"; },
             [&] { return std::to_string(features); });

@@ -40,7 +40,7 @@ void gather(tensor_view<const G, 2> block, index_t first, index_t count, double*
         index_t done = 0;
         for (index_t p = first / length, q = first % length; done < count; ++p, q = 0) {
             const strided<const G, decltype(dense)::value> from{&block(p, q), block.stride(1)};
-            const index_t n = std::min(length - q, count - done);
+            const index_t n = (std::min)(length - q, count - done);
             for (index_t i = 0; i < n; ++i)
                 to[done + i] = load<double>(from[i]);
             done += n;
@@ -67,8 +67,8 @@ inline double inner_product(const double* x, const double* y, index_t count) noe
 template <class G, class F>
 void add_gram_tile(tensor_view<const G, 4> vectors, index_t row, index_t column, F&& factor,
                    tensor_view<double, 2> gram) noexcept {
-    const index_t rows = std::min(gram_tile, vectors.extent(0) - row);
-    const index_t columns = std::min(gram_tile, vectors.extent(0) - column);
+    const index_t rows = (std::min)(gram_tile, vectors.extent(0) - row);
+    const index_t columns = (std::min)(gram_tile, vectors.extent(0) - column);
     const index_t size = vectors.extent(2) * vectors.extent(3);
     const bool diagonal = row == column;
     gram_pieces row_pieces;
@@ -83,7 +83,7 @@ void add_gram_tile(tensor_view<const G, 4> vectors, index_t row, index_t column,
             for (index_t t = diagonal ? s : 0; t < columns; ++t)
                 factors[s][t] = factor(row + s, column + t, h);
         for (index_t first = 0; first < size; first += gram_chunk) {
-            const index_t count = std::min(gram_chunk, size - first);
+            const index_t count = (std::min)(gram_chunk, size - first);
             for (index_t s = 0; s < rows; ++s)
                 gather(blocks.slice(0, row + s), first, count, row_pieces[s]);
             for (index_t t = 0; t < columns && !diagonal; ++t)
@@ -152,7 +152,7 @@ template <class T>
 void check_gram(const char* function, const tensor_view<T, 2>& gram) {
     require_input(function, "gram", gram, {any_extent, gram.extent(0)});
     for (index_t t = 0; t < gram.extent(0); ++t)
-        require(
+        require_that(
             !(load<double>(gram(t, t)) < 0), function, "gram",
             [] { return "a diagonal of squares, 0 and more"; },
             [&] {

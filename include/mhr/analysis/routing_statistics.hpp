@@ -31,7 +31,7 @@ namespace detail {
 /// the likelier side's complement, so that nothing cancels: with e = exp(-|logit|), the entropy is
 /// log(1 + e) + |logit| e / (1 + e) nats.
 inline double gate_entropy(double logit) noexcept {
-    const double size = std::abs(logit);
+    const double size = (std::abs)(logit);
     const double e = std::exp(-size);
     if (e == 0) return 0; // an infinite size times 0 would be NaN
     return (std::log1p(e) + size * e / (1 + e)) / std::log(2.0);
@@ -106,7 +106,7 @@ template <class W>
 double weights_entropy(tensor_view<const W, 1> weights) noexcept {
     double largest = 0;
     for (index_t m = 0; m < weights.extent(0); ++m)
-        largest = std::max(largest, load<double>(weights(m)));
+        largest = (std::max)(largest, load<double>(weights(m)));
     if (largest == 0) return 0;
     // With c = weight / largest, whose sum cannot overflow: log2(sum c) - sum(c log2 c) / sum c.
     double sum = 0;
@@ -140,7 +140,7 @@ void routing_entropy(tensor_view<W, 3> weights, tensor_view<Y, 2> entropy) {
         for (index_t h = 0; h < weights.extent(1); ++h)
             for (index_t m = 0; m < weights.extent(2); ++m) {
                 const double weight = load<double>(weights(t, h, m));
-                require(
+                require_that(
                     weight >= 0 && std::isfinite(weight), function, "weights",
                     [] { return "finite numbers, 0 and more"; },
                     [&] {

@@ -112,8 +112,8 @@ class average_linkage {
             const double of_a = between(a, other);
             const double of_b = between(b, other);
             // Between the two in spite of rounding: what the chain relies on.
-            const double mean = std::clamp(of_a + share_of_b * (of_b - of_a), std::min(of_a, of_b),
-                                           std::max(of_a, of_b));
+            const double mean = std::clamp(of_a + share_of_b * (of_b - of_a),
+                                           (std::min)(of_a, of_b), (std::max)(of_a, of_b));
             between(a, other) = mean;
             between(other, a) = mean;
         }
@@ -165,7 +165,7 @@ void clustering_order(tensor_view<T, 2> similarity, tensor_view<index_t, 1> orde
         for (index_t t = s + 1; t < tasks; ++t) {
             const auto value = load<double>(similarity(s, t));
             const auto mirrored = load<double>(similarity(t, s));
-            require(
+            require_that(
                 std::isfinite(value) && value == mirrored, function, "similarity",
                 [] { return "finite numbers, symmetric"; },
                 [&] {

@@ -19,11 +19,18 @@ inline namespace MHR_ISA {
 /// Raises "function: argument: expected EXPECTED, got ACTUAL" unless `condition` holds. The texts
 /// are made by callables, so that the good path builds no string.
 template <class Expected, class Actual>
-void require(bool condition, const char* function, const char* argument, Expected&& expected,
-             Actual&& actual) {
+void require_that(bool condition, const char* function, const char* argument, Expected&& expected,
+                  Actual&& actual) {
     if (!condition)
         raise(std::string(function) + ": " + argument + ": expected " + expected() + ", got " +
               actual());
+}
+
+/// What io/ still calls it.
+template <class Expected, class Actual>
+void require(bool condition, const char* function, const char* argument, Expected&& expected,
+             Actual&& actual) {
+    require_that(condition, function, argument, expected, actual);
 }
 
 namespace detail {
@@ -42,16 +49,16 @@ std::string to_text(const std::array<index_t, Rank>& numbers) {
 
 /// a * b of two numbers that are not negative, or the largest index if that overflows.
 constexpr index_t saturating_product(index_t a, index_t b) noexcept {
-    constexpr index_t largest = std::numeric_limits<index_t>::max();
+    constexpr index_t largest = (std::numeric_limits<index_t>::max)();
     // Nearly always; the division below is what small layers would notice.
-    constexpr index_t small = index_t(1) << (std::numeric_limits<index_t>::digits / 2);
-    if (a < small && b < small) return a * b;
+    constexpr index_t root = index_t(1) << (std::numeric_limits<index_t>::digits / 2);
+    if (a < root && b < root) return a * b;
     return a != 0 && b > largest / a ? largest : a * b;
 }
 
 /// |stride| * (extent - 1), saturating: how far an axis reaches.
 constexpr index_t axis_reach(index_t extent, index_t stride) noexcept {
-    constexpr index_t largest = std::numeric_limits<index_t>::max();
+    constexpr index_t largest = (std::numeric_limits<index_t>::max)();
     if (extent <= 1) return 0;
     if (stride < -largest) return largest;
     return saturating_product(extent - 1, stride < 0 ? -stride : stride);
@@ -75,7 +82,7 @@ viewed_memory memory_of(const tensor_view<T, Rank>& view) noexcept {
 
 /// True if the offsets of all elements, in bytes, fit an index.
 inline bool is_addressable(const viewed_memory& view) noexcept {
-    const index_t largest = std::numeric_limits<index_t>::max() / view.element_size;
+    const index_t largest = (std::numeric_limits<index_t>::max)() / view.element_size;
     index_t elements = 1;
     index_t reach = 0;
     for (std::size_t axis = 0; axis < view.rank; ++axis) {
@@ -161,7 +168,7 @@ inline void require_input(const char* function, const char* argument, const view
         empty = empty || extent == 0;
     }
     const auto extents = [&] { return to_text(view.extents, view.rank); };
-    require(
+    require_that(
         fits, function, argument,
         [&] {
             std::string text = "extents [";
@@ -172,15 +179,15 @@ inline void require_input(const char* function, const char* argument, const view
             return text + "]";
         },
         extents);
-    require(
+    require_that(
         empty || view.data != nullptr, function, argument, [] { return "memory"; },
         [&] { return "a null pointer with extents " + extents(); });
     const std::size_t beyond = reinterpret_cast<std::uintptr_t>(view.data) % view.alignment;
-    require(
+    require_that(
         beyond == 0, function, argument,
         [&] { return "a pointer aligned to " + std::to_string(view.alignment) + " bytes"; },
         [&] { return "remainder " + std::to_string(beyond); });
-    require(
+    require_that(
         is_addressable(view), function, argument, [] { return "offsets that fit an index"; },
         [&] {
             return "extents " + extents() + " with strides " + to_text(view.strides, view.rank);
@@ -190,7 +197,7 @@ inline void require_input(const char* function, const char* argument, const view
 inline void require_output(const char* function, const char* argument, const viewed_memory& view,
                            const index_t* expected) {
     require_input(function, argument, view, expected);
-    require(
+    require_that(
         is_nested(view), function, argument,
         [] { return "strides that place every element at its own address"; },
         [&] {

@@ -109,7 +109,7 @@ F* choose_level(const function_of_level<F> (&functions)[N], const char* wanted) 
         levels += (levels.empty() ? "" : ", ") + std::string(name);
         if (runs_level(name) && (any || wanted == std::string_view(name))) chosen = function;
     }
-    require(
+    require_that(
         chosen != nullptr, "choose_level", "level",
         [&] { return "one of " + levels + " that this processor runs"; },
         [&] { return any ? std::string("a processor that runs none") : wanted; });

@@ -119,7 +119,7 @@ class executor_ref {
     template <class F>
     void run(index_t parts, index_t cost, F&& body) const {
         const index_t together =
-            std::max(index_t(1), detail::worth_a_thread / std::max(cost, index_t(1)));
+            (std::max)(index_t(1), detail::worth_a_thread / (std::max)(cost, index_t(1)));
         auto several = [&](index_t group) {
             const index_t first = group * together;
             const index_t last = together < parts - first ? first + together : parts;
@@ -141,7 +141,7 @@ class executor_ref {
 /// Checks the executor of a function with several phases, each of which needs all of the one
 /// before.
 inline void require_every_part(const char* function, const executor_ref& executor) {
-    require(
+    require_that(
         executor.runs_every_part(), function, "executor",
         [] { return "one that runs every part (this function has several phases)"; },
         [] { return "one that runs a share"; });

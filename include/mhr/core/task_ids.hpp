@@ -34,10 +34,11 @@ template <class Id>
 constexpr std::int64_t largest_task() noexcept {
     static_assert(std::is_integral_v<Id> && !std::is_same_v<Id, bool>,
                   "mhr: task ids are integers");
-    constexpr auto of_type = static_cast<std::uintmax_t>(std::numeric_limits<Id>::max());
-    constexpr auto of_tasks = static_cast<std::uintmax_t>(std::numeric_limits<std::int64_t>::max());
+    constexpr auto of_type = static_cast<std::uintmax_t>((std::numeric_limits<Id>::max)());
+    constexpr auto of_tasks =
+        static_cast<std::uintmax_t>((std::numeric_limits<std::int64_t>::max)());
     return static_cast<std::int64_t>(
-        std::min(std::is_signed_v<Id> ? of_type : of_type - 1, of_tasks));
+        (std::min)(std::is_signed_v<Id> ? of_type : of_type - 1, of_tasks));
 }
 
 /// Whether an id names a task.

@@ -69,7 +69,7 @@ class workspace {
     [[nodiscard]] std::size_t available() const noexcept { return capacity_ - used_; }
 
   private:
-    static constexpr std::size_t largest = std::numeric_limits<std::size_t>::max();
+    static constexpr std::size_t largest = (std::numeric_limits<std::size_t>::max)();
     static constexpr std::size_t product(std::size_t a, std::size_t b) noexcept {
         return a != 0 && b > largest / a ? largest : a * b;
     }
@@ -106,7 +106,7 @@ class owned_workspace {
 
 /// Checks that a workspace has `bytes` bytes left.
 inline void require_workspace(const char* function, const workspace& scratch, std::size_t bytes) {
-    require(
+    require_that(
         scratch.available() >= bytes, function, "workspace",
         [&] { return "at least " + std::to_string(bytes) + " bytes"; },
         [&] { return std::to_string(scratch.available()); });

@@ -101,25 +101,25 @@ tensor_view<T, Rank> view_of(const DLTensor& tensor, const char* argument = "ten
     constexpr const char* function = "view_of";
     const auto number = [](auto n) { return [n] { return std::to_string(n); }; };
     const auto text = [](const char* words) { return [words] { return words; }; };
-    require(detail::device_of(tensor) == kDLCPU, function, argument,
-            text("memory of the CPU (device type 1)"),
-            [&] { return "device type " + std::to_string(detail::device_of(tensor)); });
-    require(
+    require_that(detail::device_of(tensor) == kDLCPU, function, argument,
+                 text("memory of the CPU (device type 1)"),
+                 [&] { return "device type " + std::to_string(detail::device_of(tensor)); });
+    require_that(
         holds<T>(tensor), function, argument,
         [] { return "elements " + detail::to_text(detail::dlpack_type_of<T>()); },
         [&] { return detail::to_text(tensor.dtype); });
-    require(
+    require_that(
         tensor.ndim == static_cast<int>(Rank), function, argument,
         [] { return std::to_string(Rank) + " dimensions"; }, number(tensor.ndim));
-    require(tensor.shape != nullptr, function, argument, text("a shape"), text("null"));
+    require_that(tensor.shape != nullptr, function, argument, text("a shape"), text("null"));
 
     std::array<index_t, Rank> extents{};
     std::array<index_t, Rank> strides{};
     const auto copy = [&](const std::int64_t* from, std::array<index_t, Rank>& to) {
         for (std::size_t axis = 0; axis < Rank; ++axis) {
             to[axis] = static_cast<index_t>(from[axis]);
-            require(to[axis] == from[axis], function, argument, text("numbers that fit an index"),
-                    number(from[axis]));
+            require_that(to[axis] == from[axis], function, argument,
+                         text("numbers that fit an index"), number(from[axis]));
         }
     };
     copy(tensor.shape, extents);
@@ -129,8 +129,9 @@ tensor_view<T, Rank> view_of(const DLTensor& tensor, const char* argument = "ten
         strides = tensor_view<T, Rank>(nullptr, extents).strides();
 
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
-    require(tensor.byte_offset <= std::numeric_limits<std::uintptr_t>::max() - address, function,
-            argument, text("a byte_offset within memory"), number(tensor.byte_offset));
+    require_that(tensor.byte_offset <= (std::numeric_limits<std::uintptr_t>::max)() - address,
+                 function, argument, text("a byte_offset within memory"),
+                 number(tensor.byte_offset));
     auto* const data =
         tensor.data == nullptr
             ? nullptr
@@ -148,11 +149,11 @@ template <class T, std::size_t Rank, class Managed,
           std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, int> = 0>
 tensor_view<T, Rank> view_of(const Managed& managed, const char* argument = "tensor") {
     if constexpr (detail::is_versioned<Managed>) {
-        require(
+        require_that(
             managed.version.major == detail::dlpack_major_version, "view_of", argument,
             [] { return "version " + std::to_string(detail::dlpack_major_version) + " of DLPack"; },
             [&] { return std::to_string(managed.version.major); });
-        require(
+        require_that(
             std::is_const_v<T> || (managed.flags & detail::dlpack_read_only) == 0, "view_of",
             argument, [] { return "memory to write to"; }, [] { return "a read-only tensor"; });
     }

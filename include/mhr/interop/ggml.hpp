@@ -101,10 +101,10 @@ tensor_view<T, Rank> unchecked_view_of(const ggml_tensor* tensor) noexcept {
 /// Checks that a tensor can be seen as a view of T.
 template <class T, std::size_t Rank>
 void require_viewable(const char* function, const char* argument, const ggml_tensor* tensor) {
-    require(
+    require_that(
         tensor != nullptr, function, argument, [] { return "a tensor"; },
         [] { return "a null pointer"; });
-    require(
+    require_that(
         tensor->type == ggml_type_of<T>(), function, argument,
         [] {
             const ggml_type type = ggml_type_of<T>();
@@ -120,11 +120,11 @@ void require_viewable(const char* function, const char* argument, const ggml_ten
     };
     const auto strides = [&] { return "nb " + text_of(tensor->nb); };
     for (std::size_t axis = 0; axis < GGML_MAX_DIMS; ++axis)
-        require(
+        require_that(
             tensor->nb[axis] % sizeof(T) == 0, function, argument,
             [] { return "strides of whole elements of " + std::to_string(sizeof(T)) + " bytes"; },
             strides);
-    require(
+    require_that(
         axes_of<T, Rank>(*tensor).evenly_spaced, function, argument,
         [] { return "elements spaced evenly, to be seen as " + std::to_string(Rank) + " axes"; },
         [&] { return strides() + " with ne " + text_of(tensor->ne); });
@@ -153,7 +153,7 @@ struct ggml_lora_batch {
     const batch_plan* plan = nullptr; ///< of the rows
     double scale = 1;                 ///< on x A B
     /// As in lora_batch: which adapter each entry uses, if they are a pool.
-    tensor_view<const index_t, 1> slots{};
+    tensor_view<const index_t, 1> slot_of_entry{};
 };
 
 namespace detail {
@@ -161,10 +161,10 @@ namespace detail {
 template <class X, class P, class Y>
 void compute_ggml_lora(ggml_tensor* y, int ith, int nth, void* batch) noexcept {
     using A = accumulator_t<X, P>;
-    const auto& [plan, scale, slots] = *static_cast<const ggml_lora_batch*>(batch);
+    const auto& [plan, scale, slot_of_entry] = *static_cast<const ggml_lora_batch*>(batch);
     const lora_batch<const P> adapters{unchecked_view_of<const P, 3>(y->src[2]).transpose(1, 2),
                                        unchecked_view_of<const P, 3>(y->src[3]).transpose(1, 2),
-                                       slots};
+                                       slot_of_entry};
     lora_forward(share_executor{ith, nth}, *plan, unchecked_view_of<const X, 2>(y->src[1]),
                  adapters, scale, unchecked_view_of<Y, 2>(y), unchecked_view_of<A, 2>(y->src[4]));
 }
@@ -225,14 +225,14 @@ ggml_tensor* ggml_lora_inplace(ggml_context* context, ggml_tensor* base, ggml_te
                                ggml_tensor* a, ggml_tensor* b, const ggml_lora_batch* batch) {
     constexpr const char* function = "ggml_lora_inplace";
     using A = accumulator_t<X, P>;
-    require(
+    require_that(
         batch != nullptr && batch->plan != nullptr, function, "batch",
         [] { return "a batch with a plan"; }, [] { return "a null pointer"; });
     const batch_plan& plan = *batch->plan;
     const auto x_view = detail::shape_view_of<const X, 2>(function, "x", x);
     const lora_batch<const P> adapters{
         detail::shape_view_of<const P, 3>(function, "a", a).transpose(1, 2),
-        detail::shape_view_of<const P, 3>(function, "b", b).transpose(1, 2), batch->slots};
+        detail::shape_view_of<const P, 3>(function, "b", b).transpose(1, 2), batch->slot_of_entry};
     detail::check_lora(function, plan, x_view, adapters);
     require_output(function, "base", detail::shape_view_of<Y, 2>(function, "base", base),
                    {plan.rows(), adapters.b.extent(2)});

@@ -103,7 +103,7 @@ std::mdspan<T, std::dextents<index_t, Rank>, std::layout_stride>
 mdspan_of(const tensor_view<T, Rank>& view) {
     require_input("mdspan_of", "view", view);
     const auto strides = detail::positive_strides(view);
-    require(
+    require_that(
         detail::fits_layout_stride(tensor_view<T, Rank>(view.data(), view.extents(), strides)),
         "mdspan_of", "view",
         [] { return "positive strides, each at least the next smaller one times its extent"; },

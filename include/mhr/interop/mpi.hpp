@@ -46,7 +46,7 @@ namespace mpi {
 namespace detail {
 
 inline void require_success(const char* function, const char* call, int code) {
-    require(
+    require_that(
         code == MPI_SUCCESS, function, "comm", [&] { return std::string("success of ") + call; },
         [&] {
             char text[MPI_MAX_ERROR_STRING] = "";
@@ -57,7 +57,7 @@ inline void require_success(const char* function, const char* call, int code) {
 }
 
 inline void require_communicator(const char* function, MPI_Comm comm) {
-    require(
+    require_that(
         comm != MPI_COMM_NULL, function, "comm", [] { return "a communicator"; },
         [] { return "MPI_COMM_NULL"; });
 }
@@ -79,7 +79,7 @@ void all_reduce(const char* function, MPI_Comm comm, T* values, index_t count, i
     for (index_t first = 0; first < count; first += most)
         require_success(function, "MPI_Allreduce",
                         MPI_Allreduce(MPI_IN_PLACE, values + first,
-                                      static_cast<int>(std::min(most, count - first)),
+                                      static_cast<int>((std::min)(most, count - first)),
                                       datatype<T>(), MPI_SUM, comm));
 }
 
@@ -87,7 +87,7 @@ template <class T, std::size_t Rank>
 void require_dense_output(const char* function, const char* argument,
                           const tensor_view<T, Rank>& values) {
     require_output(function, argument, values, values.extents());
-    require(
+    require_that(
         values.is_contiguous(), function, argument, [] { return "dense elements"; },
         [&] { return "strides " + mhr::detail::to_text(values.strides()); });
 }
@@ -106,7 +106,7 @@ void all_reduce(MPI_Comm comm, tensor_view<T, Rank> values) {
     detail::require_communicator(function, comm);
     detail::require_dense_output(function, "values", values);
     detail::all_reduce(function, comm, values.data(), values.size(),
-                       std::numeric_limits<int>::max());
+                       (std::numeric_limits<int>::max)());
 }
 
 /// The heads of a layer that this rank of `comm` owns. Errors: as of mhr::shard_of_heads.

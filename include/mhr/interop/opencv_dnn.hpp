@@ -52,7 +52,7 @@ tensor_view<T, Rank> view_of(const cv::Mat& matrix) {
     using element = std::remove_const_t<T>;
     constexpr const char* function = "view_of";
     if (matrix.empty()) return {};
-    require(
+    require_that(
         matrix.type() == cv::DataType<element>::type, function, "matrix",
         [] { return "elements of " + cv::typeToString(cv::DataType<element>::type); },
         [&] { return cv::typeToString(matrix.type()); });
@@ -62,7 +62,7 @@ tensor_view<T, Rank> view_of(const cv::Mat& matrix) {
         [&](std::size_t axis) {
             return static_cast<index_t>(matrix.step.p[axis] / sizeof(element));
         });
-    require(
+    require_that(
         axes.evenly_spaced, function, "matrix",
         [] { return "elements spaced evenly, to be seen as " + std::to_string(Rank) + " axes"; },
         [&] { return "a part of a larger matrix of " + std::to_string(matrix.dims) + " axes"; });
@@ -74,7 +74,7 @@ struct opencv_executor {
     /// Runs them.
     void operator()(index_t parts, parallel_body body) const {
         constexpr index_t most = 1 << 20; // OpenCV counts in int
-        const auto stripes = static_cast<int>(std::min(parts, most));
+        const auto stripes = static_cast<int>((std::min)(parts, most));
         if (stripes <= 1) return serial_executor{}(parts, body);
         cv::parallel_for_(
             cv::Range(0, stripes),
@@ -182,7 +182,7 @@ class opencv_routed_lora final : public cv::dnn::Layer {
     explicit opencv_routed_lora(const cv::dnn::LayerParams& params)
         : cv::dnn::Layer(params), title_("mhr.RoutedLora " + params.name) {
         const char* const function = title_.c_str();
-        require(
+        require_that(
             blobs.size() == 3, function, "constants", [] { return "a, b and weights"; },
             [&] { return std::to_string(blobs.size()); });
         require_blob(0, "a", 4);
@@ -193,11 +193,11 @@ class opencv_routed_lora final : public cv::dnn::Layer {
         require_input(function, "weights", table(), {any_extent, shape_.heads, shape_.modules});
         const index_t tasks = table().extent(0);
         const index_t capacity = params.get<int>("capacity", static_cast<int>(tasks));
-        require(
+        require_that(
             capacity >= 1, function, "capacity", [] { return "at least 1"; },
             [&] { return std::to_string(capacity); });
         scale_ = params.get<double>("scale", 1.0 / static_cast<double>(shape_.rank));
-        cache_.emplace(shape_, std::min(capacity, tasks));
+        cache_.emplace(shape_, (std::min)(capacity, tasks));
         weights_.resize(
             static_cast<std::size_t>(cache_->capacity() * shape_.heads * shape_.modules));
     }
@@ -215,13 +215,13 @@ class opencv_routed_lora final : public cv::dnn::Layer {
                          std::vector<cv::dnn::MatShape>& outputs,
                          std::vector<cv::dnn::MatShape>& internals) const override {
         const char* const function = title_.c_str();
-        require(
+        require_that(
             inputs.size() == 2, function, "inputs", [] { return "x and base"; },
             [&] { return std::to_string(inputs.size()); });
         require_features("x", inputs[0], shape_.in_features);
         require_features("base", inputs[1], shape_.out_features);
         const int rows = rows_of(inputs[0]);
-        require(
+        require_that(
             rows_of(inputs[1]) == rows, function, "base",
             [&] { return std::to_string(rows) + " rows, as x has"; },
             [&] { return std::to_string(rows_of(inputs[1])); });
@@ -265,7 +265,7 @@ class opencv_routed_lora final : public cv::dnn::Layer {
 
     void require_blob(std::size_t number, const char* argument, int axes) const {
         const cv::Mat& blob = blobs[number];
-        require(
+        require_that(
             blob.type() == CV_32F && blob.dims == axes && !blob.empty(), title_.c_str(), argument,
             [&] { return std::to_string(axes) + " axes of CV_32FC1"; },
             [&] {
@@ -274,7 +274,7 @@ class opencv_routed_lora final : public cv::dnn::Layer {
     }
     void require_features(const char* argument, const cv::dnn::MatShape& shape,
                           index_t features) const {
-        require(
+        require_that(
             shape.size() >= 2 && shape.back() == features, title_.c_str(), argument,
             [&] { return "at least 2 axes, the last of " + std::to_string(features); },
             [&] {
@@ -296,18 +296,18 @@ class opencv_routed_lora final : public cv::dnn::Layer {
         const index_t images = batch_->images();
         if (images == 0) return nullptr;
         const char* const function = title_.c_str();
-        require(
+        require_that(
             rows % images == 0, function, "x",
             [&] { return "rows of " + std::to_string(images) + " images, whose tasks are given"; },
             [&] { return std::to_string(rows) + " rows"; });
         const batch_plan& plan = batch_->plan(rows / images);
-        require(
+        require_that(
             plan.entries() <= cache_->capacity(), function, "tasks",
             [&] { return "at most " + std::to_string(cache_->capacity()) + " in a batch"; },
             [&] { return std::to_string(plan.entries()); });
         if (plan.entries() == 0) return nullptr;
         const std::int64_t largest = plan.tasks()(plan.entries() - 1);
-        require(
+        require_that(
             largest < table().extent(0), function, "tasks",
             [&] { return "ids below " + std::to_string(table().extent(0)); },
             [&] { return std::to_string(largest); });
@@ -345,7 +345,7 @@ inline std::shared_ptr<opencv_lora_batch> share_opencv_batch(cv::dnn::Net& net) 
         routed->set_batch(batch);
         found = true;
     }
-    require(
+    require_that(
         found, "share_opencv_batch", "net", [] { return "layers of type mhr.RoutedLora"; },
         [] { return "none"; });
     return batch;

@@ -25,15 +25,15 @@ inline constexpr index_t elements_per_part = 8192;
 /// Rows of a block [P, Q] that a part mixes: a multiple of 16, so that vectors stay whole.
 inline index_t rows_per_part(index_t columns) noexcept {
     constexpr index_t multiple = 16;
-    return std::max(multiple,
-                    elements_per_part / std::max(columns, index_t(1)) / multiple * multiple);
+    return (std::max)(multiple,
+                      elements_per_part / (std::max)(columns, index_t(1)) / multiple * multiple);
 }
 
 /// Modules whose gradients a part owns: all of them if the heads alone give parts enough for eight
 /// threads, or for those that `cost` multiply-adds in all are worth.
 inline index_t modules_per_part(index_t heads, index_t modules, index_t cost) noexcept {
-    const index_t enough_parts = std::min(index_t(8), cost / worth_a_thread + 1);
-    return std::max(index_t(1), std::min(modules, heads * modules / enough_parts));
+    const index_t enough_parts = (std::min)(index_t(8), cost / worth_a_thread + 1);
+    return (std::max)(index_t(1), (std::min)(modules, heads * modules / enough_parts));
 }
 
 } // namespace detail
@@ -66,12 +66,12 @@ void mix_forward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<M
     }
     const index_t rows = detail::rows_per_part(modules.extent(3));
     const index_t pieces = (modules.extent(2) + rows - 1) / rows;
-    const index_t cost = weights.extent(0) * modules.extent(1) * std::min(rows, modules.extent(2)) *
-                         modules.extent(3);
+    const index_t cost = weights.extent(0) * modules.extent(1) *
+                         (std::min)(rows, modules.extent(2)) * modules.extent(3);
     executor.run(modules.extent(0) * pieces, cost, [&](index_t part) noexcept {
         const index_t h = part / pieces;
         const index_t first = part % pieces * rows;
-        const index_t count = std::min(rows, modules.extent(2) - first);
+        const index_t count = (std::min)(rows, modules.extent(2) - first);
         detail::mix_blocks(as_const(weights.slice(1, h)),
                            as_const(modules.slice(0, h).block(1, first, count)),
                            mixed.slice(1, h).block(1, first, count));
@@ -122,7 +122,7 @@ void mix_backward(executor_ref executor, tensor_view<W, 3> weights, tensor_view<
     executor.run(modules.extent(0) * groups, cost, [&](index_t part) noexcept {
         const index_t h = part / groups;
         const index_t first = part % groups * group;
-        const index_t count = std::min(group, modules.extent(1) - first);
+        const index_t count = (std::min)(group, modules.extent(1) - first);
         detail::mix_blocks_backward(
             as_const(weights.slice(1, h).block(1, first, count)),
             as_const(modules.slice(0, h).block(0, first, count)), as_const(d_mixed.slice(1, h)),

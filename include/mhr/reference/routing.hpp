@@ -1,9 +1,10 @@
 #pragma once
 
 #include <cmath>
-#include <complex>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <mhr/core/tensor_view.hpp>
@@ -25,29 +26,34 @@ enum class normaliser_kind { sum, average_correction, l2, softmax };
 /// heads, modules]; those that are absent play no part.
 template <class S>
 struct routing_options {
-    tensor_view<const S, 3> noise;                      ///< added to the logits
-    S noise_scale = S(1);                               ///< of the same
-    tensor_view<const S, 3> uniforms;                   ///< of the Gumbel-sigmoid, inside (0, 1)
-    S temperature = S(1);                               ///< of the same
-    gate_kind gate = gate_kind::sigmoid;                ///< before dropout
-    tensor_view<const S, 3> keep;                       ///< dropout: 1 keeps, 0 drops
-    S drop_probability = S(0);                          ///< kept gates are divided by 1 minus it
-    bool shared_module = false;                         ///< the gate of the last module is 1
-    normaliser_kind normaliser = normaliser_kind::sum;  ///< of the gates of a head
-    S epsilon = S(1e-12);                               ///< see normaliser_epsilon
-    index_t kept = std::numeric_limits<index_t>::max(); ///< of the softmax
-    S annealing = S(1);                                 ///< 1: none; 0: uniform weights
-    bool detached_when_off = false;                     ///< gates that are all 0 get no gradient
+    tensor_view<const S, 3> noise;                        ///< added to the logits
+    S noise_scale = S(1);                                 ///< of the same
+    tensor_view<const S, 3> uniforms;                     ///< of the Gumbel-sigmoid, inside (0, 1)
+    S temperature = S(1);                                 ///< of the same
+    gate_kind gate = gate_kind::sigmoid;                  ///< before dropout
+    tensor_view<const S, 3> keep;                         ///< dropout: 1 keeps, 0 drops
+    S drop_probability = S(0);                            ///< kept gates are divided by 1 minus it
+    bool shared_module = false;                           ///< the gate of the last module is 1
+    normaliser_kind normaliser = normaliser_kind::sum;    ///< of the gates of a head
+    S epsilon = S(1e-12);                                 ///< see normaliser_epsilon
+    index_t kept = (std::numeric_limits<index_t>::max)(); ///< of the softmax
+    S annealing = S(1);                                   ///< 1: none; 0: uniform weights
+    bool detached_when_off = false;                       ///< gates that are all 0 get no gradient
 };
 
 namespace detail {
+template <class S, class = void>
+struct is_complex : std::false_type {};
 template <class S>
-S real_part(const S& value) {
-    return value;
-}
+struct is_complex<S, std::void_t<decltype(std::declval<S>().imag())>> : std::true_type {};
+
+/// Of a number of any kind. The name std::complex is avoided: <complex.h> makes a macro of it.
 template <class S>
-S real_part(const std::complex<S>& value) {
-    return value.real();
+auto real_part(const S& value) {
+    if constexpr (is_complex<S>::value)
+        return value.real();
+    else
+        return value;
 }
 } // namespace detail
 

@@ -21,10 +21,10 @@ inline namespace MHR_ISA {
 /// Errors: annealing_steps below 0; a step outside [0, total_steps].
 inline double annealing_at(index_t step, index_t total_steps, index_t annealing_steps) {
     constexpr const char* function = "annealing_at";
-    require(
+    require_that(
         annealing_steps >= 0, function, "annealing_steps", [] { return "0 or more"; },
         [&] { return std::to_string(annealing_steps); });
-    require(
+    require_that(
         step >= 0 && step <= total_steps, function, "step",
         [&] { return "0 to " + std::to_string(total_steps); },
         [&] { return std::to_string(step); });

@@ -34,12 +34,12 @@ struct noisy_gate {
     A slope(A logit, const gate_position& at) const noexcept {
         return gate.slope(noisy(logit, at), at);
     }
-    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
-        gate.check(function, entries, heads, modules);
+    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
+        gate.validate(function, entries, heads, modules);
         require_input(function, "gate.noise", noise, {entries, heads, modules});
-        require(
+        require_that(
             // In f32, where it may be used, it must not overflow.
-            std::abs(scale) <= static_cast<double>(std::numeric_limits<float>::max()), function,
+            (std::abs)(scale) <= static_cast<double>((std::numeric_limits<float>::max)()), function,
             "gate.scale", [] { return "a number in the range of f32"; },
             [&] { return std::to_string(scale); });
     }
@@ -79,10 +79,10 @@ struct dropout_gate {
     A slope(A logit, const gate_position& at) const noexcept {
         return kept(at) ? gate.slope(logit, at) * factor<A>() : A(0);
     }
-    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
-        gate.check(function, entries, heads, modules);
+    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
+        gate.validate(function, entries, heads, modules);
         require_input(function, "gate.keep", keep, {entries, heads, modules});
-        require(
+        require_that(
             probability >= 0 && probability < 1, function, "gate.probability",
             [] { return "a number from 0 to below 1"; },
             [&] { return std::to_string(probability); });
@@ -118,8 +118,8 @@ struct shared_module_gate {
     A slope(A logit, const gate_position& at) const noexcept {
         return is_shared(at) ? A(0) : gate.slope(logit, at);
     }
-    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
-        gate.check(function, entries, heads, modules);
+    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
+        gate.validate(function, entries, heads, modules);
     }
     /// @}
 

@@ -15,7 +15,7 @@
 /// A gate is a small value with
 ///   - `value(logit, position)`, the gate s;
 ///   - `slope(logit, position)`, ds / d logit;
-///   - `check(function, entries, heads, modules)`, called once by the entry points,
+///   - `validate(function, entries, heads, modules)`, called once by the entry points,
 /// computed in the type of `logit`. The router's kernels call nothing else, so that a gate may wrap
 /// another one (routing/gate_wrappers.hpp).
 
@@ -35,14 +35,14 @@ namespace detail {
 /// sigmoid(z) without overflow: exp is only taken of numbers that are not positive.
 template <class A>
 A stable_sigmoid(A z) noexcept {
-    const A e = std::exp(-std::abs(z));
+    const A e = std::exp(-(std::abs)(z));
     return (z >= 0 ? A(1) : e) / (1 + e);
 }
 
 /// d sigmoid / dz = s (1 - s), without the cancellation of 1 - s.
 template <class A>
 A sigmoid_slope(A z) noexcept {
-    const A e = std::exp(-std::abs(z));
+    const A e = std::exp(-(std::abs)(z));
     return e / ((1 + e) * (1 + e));
 }
 
@@ -60,7 +60,7 @@ struct identity_gate {
     A slope(A, const gate_position&) const noexcept {
         return A(1);
     }
-    void check(const char*, index_t, index_t, index_t) const noexcept {}
+    void validate(const char*, index_t, index_t, index_t) const noexcept {}
     /// @}
 };
 
@@ -76,7 +76,7 @@ struct sigmoid_gate {
     A slope(A logit, const gate_position&) const noexcept {
         return detail::sigmoid_slope(logit);
     }
-    void check(const char*, index_t, index_t, index_t) const noexcept {}
+    void validate(const char*, index_t, index_t, index_t) const noexcept {}
     /// @}
 };
 
@@ -98,7 +98,7 @@ struct straight_through_gate {
     A slope(A logit, const gate_position&) const noexcept {
         return detail::sigmoid_slope(logit);
     }
-    void check(const char*, index_t, index_t, index_t) const noexcept {}
+    void validate(const char*, index_t, index_t, index_t) const noexcept {}
     /// @}
 };
 
@@ -125,12 +125,12 @@ struct gumbel_sigmoid_gate {
     A slope(A logit, const gate_position& at) const noexcept {
         return detail::sigmoid_slope(argument(logit, at)) / static_cast<A>(temperature);
     }
-    void check(const char* function, index_t entries, index_t heads, index_t modules) const {
+    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
         require_input(function, "gate.uniforms", uniforms, {entries, heads, modules});
-        require(
+        require_that(
             // In f32, where it may be used, it must neither vanish nor overflow.
-            temperature >= static_cast<double>(std::numeric_limits<float>::min()) &&
-                temperature <= static_cast<double>(std::numeric_limits<float>::max()),
+            temperature >= static_cast<double>((std::numeric_limits<float>::min)()) &&
+                temperature <= static_cast<double>((std::numeric_limits<float>::max)()),
             function, "gate.temperature",
             [] { return "a positive number in the normal range of f32"; },
             [&] { return std::to_string(temperature); });

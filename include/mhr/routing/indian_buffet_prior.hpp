@@ -84,7 +84,7 @@ double indian_buffet_prior_forward(tensor_view<L, 3> logits, double concentratio
                                    workspace scratch) {
     constexpr const char* function = "indian_buffet_prior_forward";
     require_input(function, "logits", logits, {any_extent, any_extent, any_extent});
-    require(
+    require_that(
         concentration > 0 && std::isfinite(concentration), function, "concentration",
         [] { return "a positive number"; }, [&] { return std::to_string(concentration); });
     const index_t tasks = logits.extent(0);

@@ -59,7 +59,7 @@ struct uniform_row {
         constexpr const char* function = "uniform_row";
         require_input(function, "trained", trained, {any_extent, any_extent, any_extent});
         require_output(function, "row", row, {trained.extent(1), trained.extent(2)});
-        require(
+        require_that(
             bound >= 0 && std::isfinite(bound), function, "bound",
             [] { return "a finite number of 0 or more"; }, [&] { return std::to_string(bound); });
         std::mt19937_64 engine(seed);
@@ -98,7 +98,7 @@ struct copied_row {
         constexpr const char* function = "copied_row";
         require_input(function, "trained", trained, {any_extent, any_extent, any_extent});
         require_output(function, "row", row, {trained.extent(1), trained.extent(2)});
-        require(
+        require_that(
             task >= 0 && task < trained.extent(0), function, "task",
             [&] { return "an id from 0 to " + std::to_string(trained.extent(0) - 1); },
             [&] { return std::to_string(task); });
@@ -116,7 +116,7 @@ class logits_table {
   public:
     /// A table without tasks. Errors: less than 1 of either, or more than can be addressed.
     logits_table(index_t heads, index_t modules) : heads_(heads), modules_(modules) {
-        require(
+        require_that(
             heads >= 1 && modules >= 1 &&
                 detail::is_addressable(
                     detail::memory_of(tensor_view<T, 2>(nullptr, {heads, modules}))),

@@ -21,9 +21,10 @@ namespace detail {
 /// the draws beyond the largest power of two rejected, so that all bits are fair.
 template <class Engine>
 std::uint64_t draw_bits(Engine& engine, int count) {
-    static_assert(Engine::max() > Engine::min(), "mhr: the engine must have more than one value");
+    static_assert((Engine::max)() > (Engine::min)(),
+                  "mhr: the engine must have more than one value");
     constexpr std::uint64_t range =
-        static_cast<std::uint64_t>(Engine::max()) - static_cast<std::uint64_t>(Engine::min());
+        static_cast<std::uint64_t>((Engine::max)()) - static_cast<std::uint64_t>((Engine::min)());
     constexpr int bits = [] {
         // floor(log2(range + 1)), where range + 1 may be 2^64.
         int result = 0;
@@ -34,7 +35,7 @@ std::uint64_t draw_bits(Engine& engine, int count) {
     std::uint64_t drawn = 0;
     for (int missing = count; missing > 0;) {
         std::uint64_t value =
-            static_cast<std::uint64_t>(engine()) - static_cast<std::uint64_t>(Engine::min());
+            static_cast<std::uint64_t>(engine()) - static_cast<std::uint64_t>((Engine::min)());
         if (bits < 64 && value >> (bits % 64) != 0) continue;
         const int take = missing < bits ? missing : bits;
         value >>= (bits - take);

@@ -16,7 +16,7 @@
 ///     gate;
 ///   - `backward<A>(shape, s, d_w, add)`: calls `add(module, d_s)` for each module that gets a
 ///     gradient;
-///   - `check(function, heads, modules)`, called once by the entry points.
+///   - `validate(function, heads, modules)`, called once by the entry points.
 /// `s` and `d_w` are functions that are called as often as need be: nothing is stored. What is
 /// multiplied with a gate or weight of 0 is left out of sums: the gradient of a weight that is not
 /// used may be one of a module that is not finite.
@@ -63,7 +63,7 @@ struct sum_normaliser {
             add(m, (d_w(m) - mean) / sum);
     }
     /// Nothing can be wrong.
-    void check(const char*, index_t, index_t) const noexcept {}
+    void validate(const char*, index_t, index_t) const noexcept {}
 };
 
 /// w = s sqrt(heads / modules): no normalisation, but the "average correction" of the code of MHR.
@@ -81,7 +81,7 @@ struct average_correction_normaliser {
             add(m, d_w(m) * factor<A>(shape));
     }
     /// Nothing can be wrong.
-    void check(const char*, index_t, index_t) const noexcept {}
+    void validate(const char*, index_t, index_t) const noexcept {}
 
   private:
     template <class A>
@@ -97,7 +97,7 @@ struct l2_normaliser {
     /// The weights of one head.
     template <class A, class S, class Put>
     void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
-        const A length = std::max(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
+        const A length = (std::max)(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
         for (index_t m = 0; m < shape.modules; ++m)
             put(m, s(m) / length);
     }
@@ -114,7 +114,7 @@ struct l2_normaliser {
             add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
     }
     /// Nothing can be wrong.
-    void check(const char*, index_t, index_t) const noexcept {}
+    void validate(const char*, index_t, index_t) const noexcept {}
 
   private:
     /// Of s over a power of two near its largest element, so that squares neither overflow nor
@@ -124,9 +124,9 @@ struct l2_normaliser {
     static A length_of(const routing_shape& shape, S& s) noexcept {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
-            largest = std::max(largest, std::abs(s(m)));
+            largest = (std::max)(largest, (std::abs)(s(m)));
         // Of subnormal numbers, which may be taken for 0 on the way, the length is below the least.
-        if (largest < std::numeric_limits<A>::min()) return 0;
+        if (largest < (std::numeric_limits<A>::min)()) return 0;
         const int exponent = std::ilogb(largest);
         A sum = 0;
         for (index_t m = 0; m < shape.modules; ++m) {
@@ -143,7 +143,7 @@ struct l2_normaliser {
 ///
 /// Cost: kept passes over the modules (one if all are kept).
 struct softmax_normaliser {
-    index_t kept = std::numeric_limits<index_t>::max(); ///< of each head
+    index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
     /// The weights of one head.
     template <class A, class S, class Put>
@@ -167,8 +167,8 @@ struct softmax_normaliser {
         }
     }
     /// Errors: a number of kept modules below 1.
-    void check(const char* function, index_t, index_t) const {
-        require(
+    void validate(const char* function, index_t, index_t) const {
+        require_that(
             kept >= 1, function, "normaliser.kept", [] { return "1 or more"; },
             [&] { return std::to_string(kept); });
     }
@@ -199,7 +199,7 @@ struct softmax_normaliser {
     selection<A> select(const routing_shape& shape, S& s) const noexcept {
         selection<A> chosen{kept >= shape.modules};
         for (index_t m = 0; m < shape.modules; ++m)
-            chosen.largest = m == 0 ? s(m) : std::max(chosen.largest, s(m));
+            chosen.largest = m == 0 ? s(m) : (std::max)(chosen.largest, s(m));
         // Each pass finds the next in order: no scratch, and few are kept.
         for (index_t k = 0; k < kept && !chosen.has_all; ++k) {
             index_t next = -1;
@@ -238,8 +238,8 @@ struct detached_when_off_normaliser {
             is_off = s(m) == 0;
         if (!is_off) normaliser.template backward<A>(shape, s, d_w, add);
     }
-    void check(const char* function, index_t heads, index_t modules) const {
-        normaliser.check(function, heads, modules);
+    void validate(const char* function, index_t heads, index_t modules) const {
+        normaliser.validate(function, heads, modules);
     }
     /// @}
 };

@@ -47,10 +47,10 @@ namespace detail {
 template <class Id>
 void check_task_ids(const char* function, const tensor_view<Id, 1>& tasks, index_t table_tasks) {
     using V = std::remove_const_t<Id>;
-    const auto largest = std::min(std::int64_t{table_tasks} - 1, largest_task<V>());
+    const auto largest = (std::min)(std::int64_t{table_tasks} - 1, largest_task<V>());
     require_input(function, "tasks", tasks, {any_extent});
     for (index_t entry = 0; entry < tasks.extent(0); ++entry)
-        require(
+        require_that(
             is_task<V>(tasks(entry)) && static_cast<std::int64_t>(tasks(entry)) <= largest,
             function, "tasks", [&] { return "ids from 0 to " + std::to_string(largest); },
             [&] { return task_id_text(tasks, entry); });
@@ -61,9 +61,9 @@ void check_router(const char* function, const tensor_view<L, 3>& logits,
                   const tensor_view<Id, 1>& tasks, const routing_rule<Gate, Normaliser>& rule) {
     require_input(function, "logits", logits, {any_extent, any_extent, any_extent});
     check_task_ids(function, tasks, logits.extent(0));
-    rule.gate.check(function, tasks.extent(0), logits.extent(1), logits.extent(2));
-    rule.normaliser.check(function, logits.extent(1), logits.extent(2));
-    require(
+    rule.gate.validate(function, tasks.extent(0), logits.extent(1), logits.extent(2));
+    rule.normaliser.validate(function, logits.extent(1), logits.extent(2));
+    require_that(
         rule.annealing >= 0 && rule.annealing <= 1, function, "rule.annealing",
         [] { return "a number from 0 to 1"; }, [&] { return std::to_string(rule.annealing); });
 }

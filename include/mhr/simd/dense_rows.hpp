@@ -42,7 +42,7 @@ void for_chunks(index_t n, index_t size, F&& f) {
     index_t first = 0;
     while (first < n) {
         const index_t left = n - first;
-        const index_t count = left < width ? left : std::min(size, left / width * width);
+        const index_t count = left < width ? left : (std::min)(size, left / width * width);
         f(first, count);
         first += count;
     }
@@ -52,7 +52,7 @@ void for_chunks(index_t n, index_t size, F&& f) {
 template <class F>
 void for_groups(index_t n, index_t size, F&& f) {
     for (index_t first = 0; first < n; first += size)
-        f(first, std::min(size, n - first));
+        f(first, (std::min)(size, n - first));
 }
 
 /// True if rows of such a matrix need no copy (but for the end of a row).

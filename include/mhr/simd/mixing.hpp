@@ -48,8 +48,8 @@ inline constexpr index_t rows_of_tall_pieces = std::is_same_v<A, std::remove_con
 /// rows where there are so many.
 template <class F>
 void for_pieces(const block_piece& all, index_t limit, index_t height, bool whole, F&& f) {
-    const index_t across = std::min(all.columns, limit / height);
-    const index_t fit = limit / std::max(across, index_t(1));
+    const index_t across = (std::min)(all.columns, limit / height);
+    const index_t fit = limit / (std::max)(across, index_t(1));
     const index_t down = height > 1 ? fit / height * height : whole ? fit : 1;
     for_groups(all.rows, down, [&](index_t p, index_t rows) {
         for_groups(all.columns, across, [&](index_t q, index_t columns) {
@@ -262,9 +262,9 @@ void mix_blocks(tensor_view<const W, 2> weights, tensor_view<const M, 3> modules
                                             : module_buffer[m];
                 combine(form_of<format::other>{}, runs, first, depth);
             };
-            mix_group(0, std::min(count, module_group));
+            mix_group(0, (std::min)(count, module_group));
             for (index_t first = module_group; first < count; first += module_group)
-                mix_group(first, std::min(module_group, count - first));
+                mix_group(first, (std::min)(module_group, count - first));
             if (in_place) return;
             for (index_t n = 0; n < entries; ++n)
                 copy_out<Arch>(static_cast<const A*>(output_buffer[n]), piece.columns,

@@ -260,7 +260,7 @@ void add_single_combination(const A* coefficients, const T* const* v, index_t de
     }
     alignas(64) A sums[single_row_columns];
     for (index_t first = 0; first < count; first += single_row_columns) {
-        const index_t columns = std::min(single_row_columns, count - first);
+        const index_t columns = (std::min)(single_row_columns, count - first);
         const auto terms = [&](index_t q, auto size) {
             add_terms_of_single_row<Arch, Accumulate, Format, size>(
                 coefficients + q, v + q, first, columns, q == 0, q + size == depth, factor, sums,

@@ -75,9 +75,9 @@ void copy_in(tensor_view<const T, 2> from, A* to, index_t to_stride) noexcept {
         transpose<Arch>(from.data(), from.stride(1), columns, rows, to, to_stride);
     } else {
         A buffer[transpose_buffer];
-        const index_t step = transpose_buffer / std::max(rows, index_t(1));
+        const index_t step = transpose_buffer / (std::max)(rows, index_t(1));
         for (index_t first = 0; first < columns; first += step) {
-            const index_t count = std::min(step, columns - first);
+            const index_t count = (std::min)(step, columns - first);
             for (index_t j = 0; j < count; ++j)
                 read_run<Arch>(&from(0, first + j), 1, rows, buffer + j * rows);
             transpose<Arch>(buffer, rows, count, rows, to + first, to_stride);
@@ -100,9 +100,9 @@ void copy_out(const A* from, index_t from_stride, tensor_view<T, 2> to) noexcept
         transpose<Arch>(from, from_stride, rows, columns, to.data(), to.stride(1));
     } else {
         A buffer[transpose_buffer];
-        const index_t step = transpose_buffer / std::max(rows, index_t(1));
+        const index_t step = transpose_buffer / (std::max)(rows, index_t(1));
         for (index_t first = 0; first < columns; first += step) {
-            const index_t count = std::min(step, columns - first);
+            const index_t count = (std::min)(step, columns - first);
             transpose<Arch>(from + first, from_stride, rows, count, buffer, rows);
             for (index_t j = 0; j < count; ++j)
                 write_run<Arch>(buffer + j * rows, rows, &to(0, first + j), 1);

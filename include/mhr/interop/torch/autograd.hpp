@@ -70,7 +70,7 @@ inline std::shared_ptr<const routed_batch> make_routed_batch(const at::Tensor& t
 namespace detail {
 
 inline void require_batch(const char* function, const std::shared_ptr<const routed_batch>& batch) {
-    require(
+    require_that(
         batch != nullptr, function, "batch", [] { return "one of make_routed_batch"; },
         [] { return "a null pointer"; });
 }
@@ -78,7 +78,7 @@ inline void require_batch(const char* function, const std::shared_ptr<const rout
 /// [.., features] as [rows, features]: a view where strides allow, as those of a gradient that is
 /// one number do, or else a copy.
 inline at::Tensor flat_rows(const char* function, const char* argument, const at::Tensor& tensor) {
-    require(
+    require_that(
         tensor.defined() && tensor.dim() >= 1, function, argument,
         [] { return "1 dimension or more"; },
         [&] { return tensor.defined() ? "none" : "an undefined tensor"; });
@@ -155,7 +155,7 @@ struct routed_lora_function : ::torch::autograd::Function<routed_lora_function> 
                               const c10::intrusive_ptr<lora_call>& call) {
         const at::Tensor x_rows = flat_rows(name, "x", x);
         const at::Tensor y_rows = flat_rows(name, "y", y);
-        require(
+        require_that(
             y_rows.is_alias_of(y), name, "y", [] { return "strides that rows have in common"; },
             [&] { return c10::str(y.strides(), " with sizes ", y.sizes()); });
         const at::Tensor w = weights.to(sum_type_of(x.scalar_type()));
@@ -315,7 +315,7 @@ inline at::Tensor add_routed_lora_(const at::Tensor& y, const at::Tensor& x, con
     constexpr const char* function = detail::routed_lora_function::name;
     for (const auto& [argument, tensor] : {std::pair("y", y), std::pair("x", x), std::pair("a", a),
                                            std::pair("b", b), std::pair("weights", weights)})
-        require(
+        require_that(
             tensor.defined(), function, argument, [] { return "a tensor"; },
             [] { return "an undefined one"; });
     detail::require_batch(function, batch);
@@ -331,7 +331,7 @@ inline at::Tensor add_routed_lora_(const at::Tensor& y, const at::Tensor& x, con
 inline at::Tensor routed_lora(const at::Tensor& x, const at::Tensor& a, const at::Tensor& b,
                               const at::Tensor& weights,
                               const std::shared_ptr<const routed_batch>& batch, double scale) {
-    require(
+    require_that(
         x.defined() && x.dim() >= 1 && b.defined() && b.dim() == 4, "routed_lora", "x, b",
         [] { return "tensors of 1 dimension or more, and of 4"; }, [] { return "others"; });
     auto sizes = x.sizes().vec();
@@ -353,7 +353,7 @@ at::Tensor route(const at::Tensor& logits, const std::shared_ptr<const routed_ba
                  std::vector<at::Tensor> keep_alive = {}) {
     using rule_type = routing_rule<Gate, Normaliser>;
     detail::require_batch("route", batch);
-    require(
+    require_that(
         logits.defined(), "route", "logits", [] { return "a tensor"; },
         [] { return "an undefined one"; });
     return detail::route_function<rule_type>::apply(

@@ -60,7 +60,7 @@ class RoutedLoraOptions {
 namespace detail {
 
 inline void require_at_least_1(const char* function, const char* argument, std::int64_t number) {
-    require(
+    require_that(
         number >= 1, function, argument, [] { return "1 or more"; },
         [&] { return std::to_string(number); });
 }
@@ -146,7 +146,7 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
     RoutedLoraLinearImpl(::torch::nn::Linear base, const RoutedLoraOptions& options_)
         : options(options_) {
         constexpr const char* function = "RoutedLoraLinear";
-        require(
+        require_that(
             !base.is_empty(), function, "base", [] { return "a layer"; },
             [] { return "an empty holder"; });
         detail::require_at_least_1(function, "modules", options.modules());
@@ -155,7 +155,7 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
         const std::int64_t heads = options.heads();
         const std::int64_t in = base->options.in_features();
         const std::int64_t out = base->options.out_features();
-        require(
+        require_that(
             in % heads == 0 && out % heads == 0, function, "heads",
             [&] { return "a divisor of " + std::to_string(in) + " and " + std::to_string(out); },
             [&] { return std::to_string(heads); });

@@ -39,12 +39,13 @@ namespace detail {
 inline void require_plain_memory(const char* function, const char* argument,
                                  const at::Tensor& tensor) {
     const auto expected = [] { return "a strided tensor on the CPU"; };
-    require(tensor.device().is_cpu(), function, argument, expected,
-            [&] { return tensor.device().str(); });
-    require(tensor.layout() == at::kStrided, function, argument, expected,
-            [] { return "another layout"; });
-    require(!tensor.is_neg() && !tensor.is_conj(), function, argument, expected,
-            [] { return "a lazy negation or conjugation (resolve_neg and resolve_conj do it)"; });
+    require_that(tensor.device().is_cpu(), function, argument, expected,
+                 [&] { return tensor.device().str(); });
+    require_that(tensor.layout() == at::kStrided, function, argument, expected,
+                 [] { return "another layout"; });
+    require_that(!tensor.is_neg() && !tensor.is_conj(), function, argument, expected, [] {
+        return "a lazy negation or conjugation (resolve_neg and resolve_conj do it)";
+    });
 }
 
 /// view_of with the names for its errors.
@@ -54,11 +55,11 @@ tensor_view<T, Rank> checked_view(const char* function, const char* argument,
     if (!tensor.defined()) return {};
     require_plain_memory(function, argument, tensor);
     constexpr at::ScalarType type = c10::CppTypeToScalarType<std::remove_const_t<T>>::value;
-    require(
+    require_that(
         tensor.scalar_type() == type, function, argument,
         [] { return std::string("elements of type ") + at::toString(type); },
         [&] { return at::toString(tensor.scalar_type()); });
-    require(
+    require_that(
         tensor.dim() == static_cast<std::int64_t>(Rank), function, argument,
         [] { return std::to_string(Rank) + " dimensions"; },
         [&] { return std::to_string(tensor.dim()); });
@@ -80,7 +81,7 @@ struct type_tag {
 template <class F>
 decltype(auto) with_storage_type(const char* function, const char* argument,
                                  const at::Tensor& tensor, F&& f) {
-    require(
+    require_that(
         tensor.defined(), function, argument, [] { return "a tensor"; },
         [] { return "an undefined one"; });
     switch (tensor.scalar_type()) {
@@ -127,7 +128,7 @@ at::Tensor torch_tensor_of(const tensor_view<T, Rank>& view) {
     std::array<std::int64_t, Rank> sizes{};
     std::array<std::int64_t, Rank> strides{};
     for (std::size_t axis = 0; axis < Rank; ++axis) {
-        require(
+        require_that(
             view.stride(axis) >= 0, "torch_tensor_of", "view",
             [] { return "strides of 0 and more"; },
             [&] { return detail::to_text(view.strides()); });
