@@ -68,7 +68,7 @@ TEST_CASE("tensors in a span do not overlap and have the shapes they were given"
     index_t parameters = 0;
     for (float v : values) {
         CHECK(v <= 1); // no element of two tensors
-        parameters += v == 1 ? 1 : 0;
+        parameters += detail::is_exactly(v, 1) ? 1 : 0;
     }
     CHECK(parameters == m.of_query.size() + m.of_value.size() + 5 + 72);
 }

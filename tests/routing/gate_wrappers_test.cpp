@@ -76,7 +76,7 @@ TEST_CASE_TEMPLATE("dropout scales what is kept and silences the rest, for masks
         const dropout_gate gate{sigmoid_gate{}, keep.const_view(), 0.75};
         index_t dropped = 0;
         for_each_gate([&](const gate_position& at) {
-            const bool kept = keep(at.entry, at.head, at.module) != K(0);
+            const bool kept = !detail::is_exactly(keep(at.entry, at.head, at.module), 0);
             dropped += kept ? 0 : 1;
             CHECK(gate.value(1.5, at) == (kept ? 4 * sigmoid_gate{}.value(1.5, at) : 0));
             CHECK(gate.slope(1.5, at) == (kept ? 4 * sigmoid_gate{}.slope(1.5, at) : 0));
@@ -157,7 +157,7 @@ TEST_CASE("the shared module has weight for every task and its logits learn noth
         for (index_t h = 0; h < 2; ++h) {
             CHECK(weights(n, h, 3) > 0.24); // at most four are on
             CHECK(d_logits(n, h, 3) == 0);
-            CHECK((d_logits(n, h, 0) != 0) == (n != 1));
+            CHECK(detail::is_exactly(d_logits(n, h, 0), 0) == (n == 1));
         }
 }
 

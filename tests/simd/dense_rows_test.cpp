@@ -81,7 +81,7 @@ void check_rows(const A* const* rows, const numbers& row_numbers, matrix<T>& m, 
     for (std::size_t i = 0; i < row_numbers.size(); ++i) {
         for (index_t j = 0; j < end; ++j) {
             const A want = j < count ? load<A>(m.view(row_numbers[i], first + j)) : A(0);
-            if (!(rows[i][j] == want)) ++wrong;
+            if (!detail::is_exactly(rows[i][j], want)) ++wrong;
         }
         const void* const place = &m.view(row_numbers[i], first);
         CHECK((place == rows[i]) == in_place);

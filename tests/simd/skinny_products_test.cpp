@@ -95,7 +95,7 @@ struct projection {
     template <class L, class R, class O>
     static void run(detail::row_set rows, const tensor_view<L, 2>& left,
                     const tensor_view<R, 2>& right, double f, const tensor_view<O, 2>& output) {
-        detail::project(rows, as_const(left), as_const(right), static_cast<accumulator_t<O>>(f),
+        detail::project(rows, as_const(left), as_const(right), f,
                         output);
     }
 };
@@ -109,7 +109,7 @@ struct expansion {
     template <class L, class R, class O>
     static void run(detail::row_set rows, const tensor_view<L, 2>& left,
                     const tensor_view<R, 2>& right, double f, const tensor_view<O, 2>& output) {
-        detail::expand(rows, as_const(left), as_const(right), static_cast<accumulator_t<L>>(f),
+        detail::expand(rows, as_const(left), as_const(right), f,
                        output);
     }
 };
@@ -124,7 +124,7 @@ struct outer_products {
     static void run(detail::row_set rows, const tensor_view<L, 2>& left,
                     const tensor_view<R, 2>& right, double f, const tensor_view<O, 2>& output) {
         detail::add_outer_products(rows, as_const(left), as_const(right),
-                                   static_cast<accumulator_t<R>>(f), output.transpose(0, 1), true);
+                                   f, output.transpose(0, 1), true);
     }
 };
 

@@ -97,9 +97,9 @@ comparison compare_elements(const tensor_view<T, Rank>& got, const tensor_view<S
         const number allowed = factor * static_cast<number>(magnitude_at(at)) +
                                roundings * (storage_epsilon * std::abs(w) + smallest_step);
         const number error = std::abs(g - w);
-        const double ratio = error == 0             ? 0
-                             : std::isfinite(error) ? static_cast<double>(error / allowed)
-                                                    : std::numeric_limits<double>::infinity();
+        const double ratio = detail::is_exactly(error, 0) ? 0
+                             : std::isfinite(error)       ? static_cast<double>(error / allowed)
+                                                          : std::numeric_limits<double>::infinity();
         if (!(ratio <= result.worst_ratio)) result.worst_ratio = ratio;
         // Every comparison with NaN is false; an infinite bound would allow everything.
         if (error <= allowed && std::isfinite(allowed)) return;
@@ -152,7 +152,7 @@ comparison compare_bitwise(const tensor_view<T, Rank>& got, const tensor_view<S,
         const T& g = element(got, at);
         const S& w = element(want, at);
         const bool same_bits = std::memcmp(&g, &w, sizeof(T)) == 0;
-        if (same_bits && g == w) return;
+        if (same_bits && std::equal_to<T>{}(g, w)) return;
         result.worst_ratio = std::numeric_limits<double>::infinity();
         if (failures++ == 0) {
             std::ostringstream text;

@@ -31,11 +31,13 @@ struct kernel {
 
 /// Layers of a model with rows of four tasks and of none, so large that their work comes in several
 /// parts, and so odd that vectors, tiles and blocks do not come out even. Activations, modules and
-/// logits are stored as `T`, and what is trained has gradients in f32.
+/// logits are stored as `T`, and gradients of what is trained as its accumulator type.
 ///
 /// The kernels build upon each other: they are to be called in their order.
 template <class T>
 class every_kernel {
+    using A = accumulator_t<T>;
+
   public:
     explicit every_kernel(layout of_rows = layout::row_major, layout of_modules = layout::row_major,
                           layout of_gradients = layout::row_major)
@@ -53,13 +55,13 @@ class every_kernel {
         x_ = make<T, 2>({rows, in}, of_rows_);
         d_y_ = make<T, 2>({rows, out}, of_rows_);
         y_ = make<T, 2>({rows, out}, of_rows_);
-        d_x_ = make<float, 2>({rows, in}, of_gradients_);
+        d_x_ = make<A, 2>({rows, in}, of_gradients_);
         inventory_ = {make<T, 4>({heads, modules, in_block, rank}, of_modules_),
                       make<T, 4>({heads, modules, rank, out_block}, of_modules_)};
-        d_inventory_ = {make<float, 4>({heads, modules, in_block, rank}, of_gradients_),
-                        make<float, 4>({heads, modules, rank, out_block}, of_gradients_)};
-        weights_ = make<float, 3>({plan_.entries(), heads, modules}, of_gradients_, 0, 1);
-        d_weights_ = make<float, 3>({plan_.entries(), heads, modules}, of_gradients_);
+        d_inventory_ = {make<A, 4>({heads, modules, in_block, rank}, of_gradients_),
+                        make<A, 4>({heads, modules, rank, out_block}, of_gradients_)};
+        weights_ = make<A, 3>({plan_.entries(), heads, modules}, of_gradients_, 0, 1);
+        d_weights_ = make<A, 3>({plan_.entries(), heads, modules}, of_gradients_);
         add_routers();
         add_mixing();
         add_lora();
@@ -120,17 +122,17 @@ class every_kernel {
         });
     }
     template <std::size_t Rank>
-    tensor_view<float, Rank> make_gradient(const std::array<index_t, Rank>& extents) {
-        return make<float, Rank>(extents, of_gradients_);
+    tensor_view<A, Rank> make_gradient(const std::array<index_t, Rank>& extents) {
+        return make<A, Rank>(extents, of_gradients_);
     }
     workspace make_memory(std::size_t bytes) {
         const auto memory = std::make_shared<owned_workspace>(bytes);
         memory_.push_back(memory);
         return *memory;
     }
-    routed_lora_state<float> make_state() {
-        workspace memory = make_memory(routed_lora_state_size<float>(plan_, shape));
-        const auto state = take_routed_lora_state<float>(memory, plan_, shape);
+    routed_lora_state<A> make_state() {
+        workspace memory = make_memory(routed_lora_state_size<A>(plan_, shape));
+        const auto state = take_routed_lora_state<A>(memory, plan_, shape);
         watch(state.mixed.a);
         watch(state.mixed.b);
         watch(state.hidden);
@@ -150,7 +152,7 @@ class every_kernel {
         const auto logits = make<T, 3>({table_tasks, heads, modules}, of_modules_, -4, 4);
         const auto d_logits = make_gradient<3>({table_tasks, heads, modules});
         const auto extents = weights_.extents();
-        const auto uniforms = make<float, 3>(extents, of_gradients_, 0.05, 0.95);
+        const auto uniforms = make<A, 3>(extents, of_gradients_, 0.05, 0.95);
         const routing_rule training{
             shared_module_gate{dropout_gate{gumbel_sigmoid_gate{uniforms, 0.75}, uniforms, 0.25}},
             average_correction_normaliser{}, 0.5};
@@ -213,15 +215,14 @@ class every_kernel {
 
     void add_lora() {
         const index_t entries = plan_.entries();
-        const lora_batch<float> adapters{make_gradient<3>({entries, in, rank}),
-                                         make_gradient<3>({entries, rank, out})};
-        const lora_batch<float> d_adapters{make_gradient<3>({entries, in, rank}),
-                                           make_gradient<3>({entries, rank, out})};
-        const lora<float> average{make_gradient<2>({in, rank}), make_gradient<2>({rank, out})};
+        const lora_batch<A> adapters{make_gradient<3>({entries, in, rank}),
+                                     make_gradient<3>({entries, rank, out})};
+        const lora_batch<A> d_adapters{make_gradient<3>({entries, in, rank}),
+                                       make_gradient<3>({entries, rank, out})};
+        const lora<A> average{make_gradient<2>({in, rank}), make_gradient<2>({rank, out})};
         const auto hidden = make_gradient<2>({rows, rank});
         const auto d_hidden = make_gradient<2>({rows, rank});
-        const workspace memory =
-            make_memory(lora_backward_workspace_size<float>(plan_, in, out, rank));
+        const workspace memory = make_memory(lora_backward_workspace_size<A>(plan_, in, out, rank));
         add_one_phase("mix_lora_forward", [=, &all = *this](auto executor) {
             mix_lora_forward(executor, all.weights_, all.inventory_, adapters);
         });
@@ -260,8 +261,7 @@ class every_kernel {
 
     void add_routed_lora() {
         const auto state = make_state();
-        const workspace memory =
-            make_memory(routed_lora_backward_workspace_size<float>(plan_, shape));
+        const workspace memory = make_memory(routed_lora_backward_workspace_size<A>(plan_, shape));
         add("routed_lora_forward", [=, &all = *this](auto executor) {
             routed_lora_forward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
                                 all.y_, state);
@@ -275,7 +275,7 @@ class every_kernel {
             routed_lora_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
                                  state, all.d_y_, {}, {}, all.d_weights_, memory);
         });
-        const auto cache = std::make_shared<mixed_lora_cache<float>>(shape, plan_.entries() + 1);
+        const auto cache = std::make_shared<mixed_lora_cache<A>>(shape, plan_.entries() + 1);
         const auto hidden = make_gradient<2>({rows, rank});
         add("mixed_lora_cache::get", [=, &all = *this](auto executor) {
             lora_forward(executor, all.plan_, all.x_,
@@ -287,8 +287,7 @@ class every_kernel {
     void add_halves() {
         const auto state = make_state();
         const auto d_hidden = make_gradient<2>({rows, rank});
-        const workspace memory =
-            make_memory(routed_lora_halves_workspace_size<float>(plan_, shape));
+        const workspace memory = make_memory(routed_lora_halves_workspace_size<A>(plan_, shape));
         add("routed_lora_project_forward", [=, &all = *this](auto executor) {
             routed_lora_project_forward(executor, all.plan_, all.x_, all.inventory_, all.weights_,
                                         state);
@@ -313,14 +312,14 @@ class every_kernel {
         const index_t of_library = library_shape.modules;
         const lora_inventory<T> library{make<T, 4>({1, of_library, in, rank}, of_modules_),
                                         make<T, 4>({1, of_library, rank, out}, of_modules_)};
-        const lora_inventory<float> d_library{make_gradient<4>({1, of_library, in, rank}),
-                                              make_gradient<4>({1, of_library, rank, out})};
-        const auto weights = make<float, 3>({plan_.entries(), 1, of_library}, of_gradients_);
+        const lora_inventory<A> d_library{make_gradient<4>({1, of_library, in, rank}),
+                                          make_gradient<4>({1, of_library, rank, out})};
+        const auto weights = make<A, 3>({plan_.entries(), 1, of_library}, of_gradients_);
         const auto d_weights = make_gradient<3>({plan_.entries(), 1, of_library});
         weights(1, 0, 1) = 0;
         const auto hidden = make_gradient<3>({rows, of_library, rank});
         const workspace memory =
-            make_memory(output_mixed_lora_backward_workspace_size<float>(plan_, library_shape));
+            make_memory(output_mixed_lora_backward_workspace_size<A>(plan_, library_shape));
         add_one_phase("output_mixed_lora_forward", [=, &all = *this](auto executor) {
             output_mixed_lora_forward(executor, all.plan_, all.x_, library, weights, scale, all.y_,
                                       hidden);
@@ -341,7 +340,7 @@ class every_kernel {
         const auto routed_y = make<T, 2>({rows, in}, of_rows_);
         const auto state = make_gradient<2>({plan_.entries(), in});
         const auto d_y = make<T, 2>({rows, in}, of_rows_);
-        const workspace memory = make_memory(routed_ia3_backward_workspace_size<float>(plan_, in));
+        const workspace memory = make_memory(routed_ia3_backward_workspace_size<A>(plan_, in));
         add_one_phase("mix_ia3_forward", [=, &all = *this](auto executor) {
             mix_ia3_forward(executor, all.weights_, inventory, scales);
         });
@@ -374,7 +373,7 @@ class every_kernel {
                               inventory_.b.slice(0, 0).slice(0, 1)};
         const auto weight = make<T, 2>({out_block, in_block}, of_modules_);
         const auto bias = make<T, 1>({out_block}, of_modules_);
-        const auto scales = make<float, 1>({out_block}, of_modules_, 0.5, 1.5);
+        const auto scales = make<A, 1>({out_block}, of_modules_, 0.5, 1.5);
         add_one_phase("merge_lora",
                       [=](auto executor) { merge_lora(executor, adapter, scale, weight); });
         add_one_phase("unmerge_lora",
@@ -406,10 +405,10 @@ class every_kernel {
         constexpr index_t tasks = 11;
         const auto gram = make<double, 2>({tasks, tasks}, of_gradients_, 0, 0);
         const auto similarity = make<double, 2>({tasks, tasks}, of_gradients_);
-        const auto weights = make<float, 3>({tasks, heads, modules}, of_gradients_, 0, 1);
+        const auto weights = make<A, 3>({tasks, heads, modules}, of_gradients_, 0, 1);
         const auto gradients = make_gradient<2>({tasks, 300});
-        const lora_batch<float> d_adapters{make_gradient<3>({tasks, 20, 3}),
-                                           make_gradient<3>({tasks, 3, 10})};
+        const lora_batch<A> d_adapters{make_gradient<3>({tasks, 20, 3}),
+                                       make_gradient<3>({tasks, 3, 10})};
         const auto entropy = make_gradient<2>({tasks, heads});
         const auto numbers = make<double, 1>({4}, layout::row_major);
         add_one_phase("gradient_gram",
@@ -437,16 +436,16 @@ class every_kernel {
     }
 
     layout of_rows_, of_modules_, of_gradients_;
-    std::vector<std::function<std::vector<std::byte>()>> tensors_;
-    std::vector<std::shared_ptr<void>> memory_; // of all views
-    std::vector<kernel> kernels_;
+    std::vector<std::function<std::vector<std::byte>()>> tensors_{};
+    std::vector<std::shared_ptr<void>> memory_{}; // of all views
+    std::vector<kernel> kernels_{};
     // What most of them have in common.
-    batch_plan plan_;
-    tensor_view<T, 2> x_, y_, d_y_;
-    tensor_view<float, 2> d_x_;
-    tensor_view<float, 3> weights_, d_weights_;
-    lora_inventory<T> inventory_;
-    lora_inventory<float> d_inventory_;
+    batch_plan plan_{};
+    tensor_view<T, 2> x_{}, y_{}, d_y_{};
+    tensor_view<A, 2> d_x_{};
+    tensor_view<A, 3> weights_{}, d_weights_{};
+    lora_inventory<T> inventory_{};
+    lora_inventory<A> d_inventory_{};
 };
 
 } // namespace mhr::test

@@ -87,11 +87,10 @@ class guarded_buffer {
     guarded_buffer& operator=(const guarded_buffer&) = delete;
 
     [[nodiscard]] tensor_view<T, Rank> view() {
-        return {reinterpret_cast<T*>(address(start_)), extents_, strides_};
+        return {static_cast<T*>(static_cast<void*>(address(start_))), extents_, strides_};
     }
     [[nodiscard]] tensor_view<const T, Rank> const_view() const {
-        return {reinterpret_cast<const T*>(const_cast<guarded_buffer*>(this)->address(start_)),
-                extents_, strides_};
+        return const_cast<guarded_buffer*>(this)->view();
     }
 
     template <class... Index>
@@ -145,8 +144,8 @@ class guarded_buffer {
     std::array<index_t, Rank> extents_;
     std::array<index_t, Rank> strides_{};
     index_t start_ = 0;
-    snapshot bytes_;
-    snapshot untouched_;
+    snapshot bytes_{};
+    snapshot untouched_{};
 };
 
 } // namespace mhr::test

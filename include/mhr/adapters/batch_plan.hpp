@@ -251,13 +251,13 @@ class batch_plan {
     }
 
     index_t rows_ = 0;
-    std::vector<std::int64_t> tasks_;
+    std::vector<std::int64_t> tasks_{};
     std::vector<index_t> first_of_entry_{0};
     std::vector<index_t> first_span_of_entry_{0};
-    std::vector<index_t> row_order_;
-    std::vector<index_t> base_rows_;
-    std::vector<row_block> blocks_, spans_;
-    std::vector<row_of_task> sorted_; // kept for its capacity
+    std::vector<index_t> row_order_{};
+    std::vector<index_t> base_rows_{};
+    std::vector<row_block> blocks_{}, spans_{};
+    std::vector<row_of_task> sorted_{}; // kept for its capacity
 };
 
 } // namespace MHR_ISA

@@ -25,8 +25,8 @@ inline namespace MHR_ISA {
 /// One plain adapter: a [in_features, rank], b [rank, out_features].
 template <class T>
 struct lora {
-    tensor_view<T, 2> a; ///< [in_features, rank]
-    tensor_view<T, 2> b; ///< [rank, out_features]
+    tensor_view<T, 2> a{}; ///< [in_features, rank]
+    tensor_view<T, 2> b{}; ///< [rank, out_features]
 };
 
 /// One adapter for each entry of a batch plan: a [entries, in_features, rank],
@@ -38,8 +38,8 @@ struct lora {
 /// what is written has one matrix for each entry.
 template <class T>
 struct lora_batch {
-    tensor_view<T, 3> a;                           ///< [entries or slots, in_features, rank]
-    tensor_view<T, 3> b;                           ///< [entries or slots, rank, out_features]
+    tensor_view<T, 3> a{};                         ///< [entries or slots, in_features, rank]
+    tensor_view<T, 3> b{};                         ///< [entries or slots, rank, out_features]
     tensor_view<const index_t, 1> slot_of_entry{}; ///< [entries]; absent: entry g uses matrix g
 };
 
@@ -229,7 +229,7 @@ void add_sums(executor_ref executor, tensor_view<A, 3> sums, tensor_view<D, 3> m
                      const auto from = sums.slice(0, part / pieces).block(1, first, width);
                      const auto to = matrices.slice(0, part / pieces).block(1, first, width);
                      for_groups(to.extent(0), rows, [&](index_t k0, index_t height) {
-                         Sum buffer[rows * columns];
+                         Sum buffer[as_size(rows * columns)];
                          copy_in<default_arch>(as_const(to.block(0, k0, height)), buffer, columns);
                          for (index_t k = 0; k < height; ++k)
                              for (index_t i = 0; i < width; ++i)

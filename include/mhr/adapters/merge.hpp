@@ -50,14 +50,14 @@ void add_product(executor_ref executor, tensor_view<const P, 2> left, tensor_vie
             places[r] = r;
         for (index_t j0 = 0; j0 < n; j0 += merged_columns) {
             const index_t width = (std::min)(merged_columns, n - j0);
-            A sum[height * merged_columns] = {};
+            A sum[as_size(height * merged_columns)] = {};
             const tensor_view<A, 2> sums(sum, {count, width}, {merged_columns, 1});
             expand(row_set{places, count}, left.block(0, first, count), right.block(1, j0, width),
                    factor, sums);
             for (index_t r = 0; r < count; ++r)
                 for (index_t j = 0; j < width; ++j) {
                     W& target = weight(first + r, j0 + j);
-                    if (sums(r, j) != A(0)) target = store<W>(load<A>(target) + sums(r, j));
+                    if (!is_exactly(sums(r, j), 0)) target = store<W>(load<A>(target) + sums(r, j));
                 }
         }
     });
@@ -127,7 +127,7 @@ void rescale_layer(const char* function, executor_ref executor, tensor_view<P, 1
     for (index_t row = 0; row < scales.extent(0); ++row) {
         const auto scale = load<accumulator_t<P>>(scales(row));
         require_that(
-            std::isfinite(scale) && scale != 0, function, "scales",
+            std::isfinite(scale) && !detail::is_exactly(scale, 0), function, "scales",
             [] { return "finite numbers other than 0 (which no division takes back)"; },
             [&] { return std::to_string(scale) + " at position " + std::to_string(row); });
     }

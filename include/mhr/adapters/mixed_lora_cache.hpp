@@ -232,7 +232,7 @@ class mixed_lora_cache {
 
     lora_shape shape_;
     owned_workspace memory_;
-    lora_batch<A> pool_;
+    lora_batch<A> pool_{};
     std::vector<mixed_adapter> slots_;
     std::vector<index_t> slot_of_entry_;
     std::uint64_t uses_ = 0;

@@ -51,7 +51,7 @@ void expand_modules(row_set rows, tensor_view<const Z, 3> narrow, tensor_view<co
         const tensor_view<A, 2> sums(sum, {height, width}, {columns, 1});
         for (index_t m = 0; m < matrices.extent(0); ++m) {
             const A weight = load<A>(weights(m));
-            if (weight == A(0)) continue;
+            if (is_exactly(weight, 0)) continue;
             for (index_t k0 = 0; k0 < rank; k0 += rank_group) {
                 const index_t depth = (std::min)(rank_group, rank - k0);
                 A weighted[height * rank_group];
@@ -103,7 +103,7 @@ void add_outer_products_of_modules(executor_ref executor, const batch_plan& plan
             bool empty = true;
             for (index_t g = 0; g < plan.entries(); ++g) {
                 const A weight = load<A>(weights(g, m));
-                if (weight == A(0)) continue;
+                if (is_exactly(weight, 0)) continue;
                 add_outer_products(rows_of(plan, g), wide.block(1, i0, width),
                                    narrow.slice(1, m).block(1, k0, depth),
                                    static_cast<double>(weight), sums, !empty);
@@ -166,7 +166,7 @@ void output_mixed_lora_forward(executor_ref executor, const batch_plan& plan, te
         const detail::row_set rows = detail::rows_of(plan, block);
         const auto weights_of_entry = as_const(weights.slice(0, block.entry).slice(0, 0));
         for (index_t m = 0; m < shape.modules; ++m)
-            if (load<A>(weights_of_entry(m)) != A(0))
+            if (!detail::is_exactly(load<A>(weights_of_entry(m)), 0))
                 detail::project(rows, as_const(x), a.slice(0, m), 1, hidden.slice(1, m));
         detail::expand_modules(rows, as_const(hidden), weights_of_entry, b, scale, y);
     });
@@ -247,7 +247,7 @@ void output_mixed_lora_backward(executor_ref executor, const batch_plan& plan, t
                 }
             };
             for (index_t m = 0; m < shape.modules; ++m) {
-                const bool used = load<Sum>(weights_of_entry(m)) != Sum(0);
+                const bool used = !detail::is_exactly(load<Sum>(weights_of_entry(m)), 0);
                 if (!used && d_weights.absent()) continue;
                 detail::project(rows, as_const(d_y), b.slice(0, m).transpose(0, 1), 1,
                                 u.slice(1, m));

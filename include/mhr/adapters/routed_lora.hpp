@@ -20,8 +20,8 @@ inline namespace MHR_ISA {
 /// same view with other strides (mttl: a is [modules, heads, ..], b [modules, rank, heads, ..]).
 template <class T>
 struct lora_inventory {
-    tensor_view<T, 4> a; ///< [heads, modules, in_features / heads, rank]
-    tensor_view<T, 4> b; ///< [heads, modules, rank, out_features / heads]
+    tensor_view<T, 4> a{}; ///< [heads, modules, in_features / heads, rank]
+    tensor_view<T, 4> b{}; ///< [heads, modules, rank, out_features / heads]
 };
 
 /// The sizes of a routed layer.

@@ -7,6 +7,7 @@
 #include <mhr/adapters/lora.hpp>
 #include <mhr/adapters/routed_lora.hpp>
 #include <mhr/analysis/gram.hpp>
+#include <mhr/core/scalar.hpp>
 
 /// \file
 /// Do the gradients of different tasks agree? The mean cosine between the gradients of each pair of
@@ -183,7 +184,7 @@ task_alignment gradient_alignment(tensor_view<T, 2> gram) {
         for (index_t t = s + 1; t < gram.extent(0); ++t) {
             const double square = load<double>(gram(s, s));
             const double other = load<double>(gram(t, t));
-            if (square == 0 || other == 0) continue;
+            if (detail::is_exactly(square, 0) || detail::is_exactly(other, 0)) continue;
             sum += detail::cosine(load<double>(gram(s, t)), square, other);
             ++pairs;
         }

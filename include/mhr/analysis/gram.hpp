@@ -90,7 +90,7 @@ void add_gram_tile(tensor_view<const G, 4> vectors, index_t row, index_t column,
                 gather(blocks.slice(0, column + t), first, count, column_pieces[t]);
             for (index_t s = 0; s < rows; ++s)
                 for (index_t t = diagonal ? s : 0; t < columns; ++t)
-                    if (factors[s][t] != 0)
+                    if (!is_exactly(factors[s][t], 0))
                         sums[s][t] += inner_product(row_pieces[s], others[t], count);
         }
         for (index_t s = 0; s < rows; ++s)
@@ -181,7 +181,7 @@ void gram_cosines(tensor_view<T, 2> gram, tensor_view<double, 2> cosines) {
         for (index_t t = s + 1; t < n; ++t) {
             const double square = load<double>(gram(s, s));
             const double other = load<double>(gram(t, t));
-            const bool zero = square == 0 || other == 0;
+            const bool zero = detail::is_exactly(square, 0) || detail::is_exactly(other, 0);
             const double value = zero ? 0 : detail::cosine(load<double>(gram(s, t)), square, other);
             cosines(s, t) = value;
             cosines(t, s) = value;
@@ -189,7 +189,7 @@ void gram_cosines(tensor_view<T, 2> gram, tensor_view<double, 2> cosines) {
     for (index_t t = 0; t < n; ++t) {
         const double square = load<double>(gram(t, t));
         // A NaN stays one.
-        cosines(t, t) = square == 0 ? 0 : square / square;
+        cosines(t, t) = detail::is_exactly(square, 0) ? 0 : square / square;
     }
 }
 

@@ -33,7 +33,7 @@ namespace detail {
 inline double gate_entropy(double logit) noexcept {
     const double size = (std::abs)(logit);
     const double e = std::exp(-size);
-    if (e == 0) return 0; // an infinite size times 0 would be NaN
+    if (is_exactly(e, 0)) return 0; // an infinite size times 0 would be NaN
     return (std::log1p(e) + size * e / (1 + e)) / std::log(2.0);
 }
 
@@ -54,7 +54,7 @@ double module_efficiency(tensor_view<const T, 3> logits) noexcept {
     for (index_t h = 0; h < heads; ++h)
         for (index_t m = 0; m < modules; ++m)
             total += use_of(h, m);
-    if (total == 0) return 0;
+    if (is_exactly(total, 0)) return 0;
     constexpr double epsilon = std::numeric_limits<double>::epsilon();
     double entropy = 0;
     for (index_t h = 0; h < heads; ++h)
@@ -107,7 +107,7 @@ double weights_entropy(tensor_view<const W, 1> weights) noexcept {
     double largest = 0;
     for (index_t m = 0; m < weights.extent(0); ++m)
         largest = (std::max)(largest, load<double>(weights(m)));
-    if (largest == 0) return 0;
+    if (is_exactly(largest, 0)) return 0;
     // With c = weight / largest, whose sum cannot overflow: log2(sum c) - sum(c log2 c) / sum c.
     double sum = 0;
     double sum_of_logs = 0;

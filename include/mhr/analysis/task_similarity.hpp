@@ -166,7 +166,7 @@ void clustering_order(tensor_view<T, 2> similarity, tensor_view<index_t, 1> orde
             const auto value = load<double>(similarity(s, t));
             const auto mirrored = load<double>(similarity(t, s));
             require_that(
-                std::isfinite(value) && value == mirrored, function, "similarity",
+                std::isfinite(value) && detail::is_exactly(value, mirrored), function, "similarity",
                 [] { return "finite numbers, symmetric"; },
                 [&] {
                     return std::to_string(value) + " and " + std::to_string(mirrored) + " at " +

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <type_traits>
 
 #include <mhr/config.hpp>
@@ -56,6 +57,17 @@ template <class T, class A>
 constexpr T store(const A& value) noexcept {
     return static_cast<T>(static_cast<accumulator_t<T>>(value));
 }
+
+namespace detail {
+
+/// number == value, where it is meant exactly: compilers warn hosts of == between fractions, but
+/// not in headers of the system.
+template <class A>
+constexpr bool is_exactly(const A& number, const std::common_type_t<A>& value) noexcept {
+    return std::equal_to<A>{}(number, value);
+}
+
+} // namespace detail
 
 } // namespace MHR_ISA
 } // namespace mhr

@@ -15,6 +15,13 @@ inline namespace MHR_ISA {
 /// Extents, strides and positions. Signed, so that strides may be negative.
 using index_t = std::ptrdiff_t;
 
+namespace detail {
+/// A number of elements as the bound of an array or the size of a container, which are unsigned.
+constexpr std::size_t as_size(index_t count) noexcept {
+    return static_cast<std::size_t>(count);
+}
+} // namespace detail
+
 /// A pointer, extents and element strides; neither owns nor copies, and is trivially copyable.
 /// Strides are counted in elements and may be anything for an input: padded rows, column-major,
 /// negative, or 0 (one element repeated). Outputs must not place two elements at one address.

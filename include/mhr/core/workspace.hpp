@@ -42,7 +42,7 @@ class workspace {
         if (memory_ == nullptr) return {nullptr, extents};
         std::byte* const start = memory_ + (used_ - bytes);
         const auto beyond = reinterpret_cast<std::uintptr_t>(start) % workspace_alignment;
-        return {reinterpret_cast<T*>(start - beyond), extents};
+        return {static_cast<T*>(static_cast<void*>(start - beyond)), extents};
     }
 
     /// The same with rows (of the last dimension) that begin at multiples of the alignment, and of

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include <mhr/core/scalar.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -88,7 +89,7 @@ S gate_value(const routing_options<S>& options, const S& logit, index_t n, index
     if (options.gate != gate_kind::identity) s = sigmoid(s);
     // The value of the rounding, the derivative of the sigmoid: what is added is a constant.
     if (options.gate == gate_kind::straight_through)
-        s += S((detail::real_part(s) > 0.5 ? 1 : 0) - detail::real_part(s));
+        s += S((2 * detail::real_part(s) > 1 ? 1 : 0) - detail::real_part(s));
     if (!options.keep.absent()) s *= options.keep(n, h, m) / (S(1) - options.drop_probability);
     return s;
 }
@@ -112,7 +113,7 @@ bool is_kept(const std::vector<S>& s, std::size_t module, index_t kept) {
     index_t before = 0;
     for (std::size_t m = 0; m < s.size(); ++m) {
         const auto difference = detail::real_part(s[m]) - detail::real_part(s[module]);
-        if (difference > 0 || (difference == 0 && m < module)) ++before;
+        if (difference > 0 || (mhr::detail::is_exactly(difference, 0) && m < module)) ++before;
     }
     return before < kept;
 }

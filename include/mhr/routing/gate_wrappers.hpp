@@ -91,7 +91,7 @@ struct dropout_gate {
 
   private:
     bool kept(const gate_position& at) const noexcept {
-        return static_cast<bool>(keep(at.entry, at.head, at.module));
+        return !detail::is_exactly(keep(at.entry, at.head, at.module), 0);
     }
     template <class A>
     A factor() const noexcept {

@@ -35,9 +35,9 @@ template <class L>
 bool is_allocated(const tensor_view<L, 3>& logits, index_t task, index_t head,
                   index_t module) noexcept {
     using A = accumulator_t<L>;
-    return straight_through_gate{}.value(load<A>(logits(task, head, module)),
-                                         gate_position{task, head, module, logits.extent(2)}) !=
-           A(0);
+    const A gate = straight_through_gate{}.value(
+        load<A>(logits(task, head, module)), gate_position{task, head, module, logits.extent(2)});
+    return !is_exactly(gate, 0);
 }
 
 template <class L>

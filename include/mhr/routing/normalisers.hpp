@@ -6,6 +6,7 @@
 #include <string>
 
 #include <mhr/core/checks.hpp>
+#include <mhr/core/scalar.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -56,7 +57,7 @@ struct sum_normaliser {
         for (index_t m = 0; m < shape.modules; ++m) {
             const A gate = s(m);
             sum += gate;
-            if (gate != 0) weighted += gate * d_w(m);
+            if (!detail::is_exactly(gate, 0)) weighted += gate * d_w(m);
         }
         const A mean = weighted / sum;
         for (index_t m = 0; m < shape.modules; ++m)
@@ -109,7 +110,7 @@ struct l2_normaliser {
         const bool is_short = length < epsilon;
         A along = 0;
         for (index_t m = 0; m < shape.modules && !is_short; ++m)
-            if (s(m) != 0) along += s(m) / length * d_w(m);
+            if (!detail::is_exactly(s(m), 0)) along += s(m) / length * d_w(m);
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
     }
@@ -159,11 +160,11 @@ struct softmax_normaliser {
         A mean = 0;
         for (index_t m = 0; m < shape.modules; ++m) {
             const A weight = chosen.weight(m, s(m));
-            if (weight != 0) mean += weight * d_w(m);
+            if (!detail::is_exactly(weight, 0)) mean += weight * d_w(m);
         }
         for (index_t m = 0; m < shape.modules; ++m) {
             const A weight = chosen.weight(m, s(m));
-            if (weight != 0) add(m, weight * (d_w(m) - mean));
+            if (!detail::is_exactly(weight, 0)) add(m, weight * (d_w(m) - mean));
         }
     }
     /// Errors: a number of kept modules below 1.
@@ -188,10 +189,12 @@ struct softmax_normaliser {
         bool has(index_t m, A s) const noexcept {
             if (has_all) return true;
             if (last_module < 0) return std::isnan(s);
-            return !(s < last) && !(s == last && m > last_module);
+            return !(s < last) && !(detail::is_exactly(s, last) && m > last_module);
         }
         // Not s - largest alone, which is NaN for two infinities.
-        A exponential(A s) const noexcept { return s == largest ? A(1) : std::exp(s - largest); }
+        A exponential(A s) const noexcept {
+            return detail::is_exactly(s, largest) ? A(1) : std::exp(s - largest);
+        }
         A weight(index_t m, A s) const noexcept { return has(m, s) ? exponential(s) / sum : A(0); }
     };
 

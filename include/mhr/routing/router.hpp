@@ -106,8 +106,8 @@ void router_forward(executor_ref executor, tensor_view<L, 3> logits, tensor_view
                                            gate_position{n, h, m, shape.modules});
                 },
                 [&](index_t m, A weight) {
-                    weights(n, h, m) =
-                        store<W>(rule.annealing == 1 ? weight : kept * weight + uniform);
+                    weights(n, h, m) = store<W>(
+                        detail::is_exactly(rule.annealing, 1) ? weight : kept * weight + uniform);
                 });
     });
 }
@@ -147,7 +147,7 @@ void router_backward(executor_ref executor, tensor_view<L, 3> logits, tensor_vie
                 [&](index_t m) { return kept * load<A>(d_weights(n, h, m)); },
                 [&](index_t m, A d_gate) {
                     const A slope = rule.gate.slope(logit(m), at(m));
-                    if (slope == 0) return; // whatever d_gate is
+                    if (detail::is_exactly(slope, 0)) return; // whatever d_gate is
                     DL& target = d_logits(task, h, m);
                     target = store<DL>(load<A>(target) + slope * d_gate);
                 });

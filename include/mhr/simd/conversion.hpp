@@ -43,8 +43,8 @@ void read_halves(const T* from, index_t count, float* to) noexcept {
         Half::load(from + i).store_unaligned(to + i);
     if (i == count) return;
     const auto left = static_cast<std::size_t>(count - i);
-    std::uint16_t bits[width] = {};
-    float values[width];
+    std::uint16_t bits[as_size(width)] = {};
+    float values[as_size(width)];
     std::memcpy(bits, from + i, left * sizeof(T));
     Half::load(bits).store_unaligned(values);
     std::copy_n(values, left, to + i);
@@ -59,8 +59,8 @@ void write_halves(const float* from, index_t count, T* to) noexcept {
         Half::store(V::load_unaligned(from + i), to + i);
     if (i == count) return;
     const auto left = static_cast<std::size_t>(count - i);
-    std::uint16_t bits[width];
-    float values[width] = {};
+    std::uint16_t bits[as_size(width)];
+    float values[as_size(width)] = {};
     std::copy_n(from + i, left, values);
     Half::store(V::load_unaligned(values), bits);
     std::memcpy(static_cast<void*>(to + i), bits, left * sizeof(T));

@@ -148,7 +148,7 @@ class dense_rows {
     }
 
     alignas(64) A buffer_[Rows * chunk_columns<A>];
-    const A* pointers_[Rows];
+    const A* pointers_[as_size(Rows)];
 };
 
 /// A chunk of up to Rows rows that sums are added to.
@@ -189,7 +189,7 @@ class dense_output_rows {
 
     bool in_place_ = false;
     alignas(64) A buffer_[Rows * chunk_columns<A>];
-    A* pointers_[Rows];
+    A* pointers_[as_size(Rows)];
 };
 
 } // namespace detail

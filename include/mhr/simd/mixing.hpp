@@ -142,8 +142,8 @@ class weight_table {
             complete_[n] = true;
             for (index_t m = 0; m < inputs_; ++m) {
                 row[m] = load<A>(weights(n, m));
-                complete_[n] = complete_[n] && row[m] != A(0);
-                used_[m] = used_[m] || row[m] != A(0);
+                complete_[n] = complete_[n] && !is_exactly(row[m], 0);
+                used_[m] = used_[m] || !is_exactly(row[m], 0);
             }
         }
     }
@@ -165,11 +165,11 @@ class weight_table {
                 n = next;
                 continue;
             }
-            A used_weights[Inputs];
-            const T* used_inputs[Inputs];
+            A used_weights[as_size(Inputs)];
+            const T* used_inputs[as_size(Inputs)];
             index_t used = 0;
             for (index_t m = 0; m < inputs_; ++m)
-                if (rows_[n][m] != A(0)) {
+                if (!is_exactly(rows_[n][m], 0)) {
                     used_weights[used] = rows_[n][m];
                     used_inputs[used++] = inputs[m];
                 }
@@ -183,9 +183,9 @@ class weight_table {
 
   private:
     index_t outputs_ = 0, inputs_ = 0;
-    A values_[Outputs * Inputs];
-    const A* rows_[Outputs];
-    bool complete_[Outputs], used_[Inputs];
+    A values_[as_size(Outputs * Inputs)];
+    const A* rows_[as_size(Outputs)];
+    bool complete_[as_size(Outputs)], used_[as_size(Inputs)];
 };
 
 template <format Format>
@@ -210,8 +210,8 @@ void mix_blocks(tensor_view<const W, 2> weights, tensor_view<const M, 3> modules
     }
     constexpr auto limit = static_cast<index_t>(4096 / sizeof(A));
     constexpr auto limit_of_copies = static_cast<index_t>(1024 / sizeof(A));
-    alignas(64) A module_buffer[module_group][limit];
-    alignas(64) A output_buffer[entry_group][limit_of_copies];
+    alignas(64) A module_buffer[as_size(module_group)][as_size(limit)];
+    alignas(64) A output_buffer[as_size(entry_group)][as_size(limit_of_copies)];
     const bool dense = is_dense<A>(mixed.slice(0, 0));
     const block_runs<Arch, A, const M> input(modules);
     const block_runs<Arch, A, Y> output(mixed);
@@ -296,8 +296,8 @@ void mix_blocks_backward(tensor_view<const W, 2> weights, tensor_view<const M, 3
         d_mixed = with_joined_rows(d_mixed);
         d_modules = with_joined_rows(d_modules);
     }
-    alignas(64) A entry_buffer[entry_group][limit];
-    alignas(64) A module_buffer[module_group][limit];
+    alignas(64) A entry_buffer[as_size(entry_group)][as_size(limit)];
+    alignas(64) A module_buffer[as_size(module_group)][as_size(limit)];
     alignas(64) A sums[entry_group * module_group * lanes<A, Arch>];
     A totals[entry_group * module_group];
     const block_runs<Arch, A, const M> input(modules);

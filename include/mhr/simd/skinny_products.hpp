@@ -42,7 +42,7 @@ void project(row_set rows, tensor_view<const X, 2> wide, tensor_view<const M, 2>
     dense_rows<Arch, A, row_group> left;
     dense_rows<Arch, A, rank_group> right;
     const index_t chunk = chunk_columns_of<Arch, A>(wide, columns);
-    alignas(64) A sums[row_group * rank_group * width];
+    alignas(64) A sums[as_size(row_group * rank_group * width)];
     A totals[row_group * rank_group];
     for_groups(columns.extent(0), rank_group, [&](index_t k0, index_t depth) {
         for_groups(rows.count, row_group, [&](index_t r0, index_t height) {

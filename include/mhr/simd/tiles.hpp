@@ -46,9 +46,9 @@ void add_inner_products_tile(const A* const* u, const A* const* v, index_t count
                              std::uintptr_t ahead) noexcept {
     using V = vector<A, Arch>;
     constexpr index_t width = lanes<A, Arch>;
-    V sum[P][Q];
-    const A* left[P];
-    const A* right[Q];
+    V sum[as_size(P)][as_size(Q)];
+    const A* left[as_size(P)];
+    const A* right[as_size(Q)];
     unroll<P>([&](auto p) { left[p] = u[p]; });
     unroll<Q>([&](auto q) { right[q] = v[q]; });
     unroll<P>([&](auto p) {
@@ -56,7 +56,7 @@ void add_inner_products_tile(const A* const* u, const A* const* v, index_t count
     });
     for (index_t j = 0; j < count; j += width) {
         if (ahead != 0) prefetch<cache::l2>(ahead + static_cast<std::uintptr_t>(j) * sizeof(A));
-        V b[Q];
+        V b[as_size(Q)];
         unroll<Q>([&](auto q) { b[q] = V::load_unaligned(right[q] + j); });
         unroll<P>([&](auto p) {
             const V a = V::load_unaligned(left[p] + j);
@@ -114,7 +114,7 @@ void add_up_lanes(const A* sums, index_t count, A* totals) noexcept {
     constexpr index_t width = lanes<A, Arch>;
     constexpr index_t n = piece_lanes<A, Arch>;
     for (index_t first = 0; first < count; first += n) {
-        V rows[n];
+        V rows[as_size(n)];
         unroll<n>([&](auto i) {
             const A* of_row = sums + (first + i) * width;
             rows[i] = V::load_aligned(of_row);
@@ -127,7 +127,7 @@ void add_up_lanes(const A* sums, index_t count, A* totals) noexcept {
         if (first + n <= count) {
             total.store_unaligned(totals + first);
         } else {
-            A last[n];
+            A last[as_size(n)];
             total.store_unaligned(last);
             std::copy_n(last, count - first, totals + first);
         }
@@ -171,8 +171,8 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
     constexpr index_t columns = Width * width;
     constexpr auto bytes = columns * static_cast<index_t>(sizeof(A));
     constexpr auto bytes_of_v = columns * static_cast<index_t>(sizeof(T));
-    const A* coefficient[P];
-    A* to[P];
+    const A* coefficient[as_size(P)];
+    A* to[as_size(P)];
     unroll<P>([&](auto p) {
         coefficient[p] = coefficients[p];
         to[p] = c[p];
@@ -185,7 +185,7 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
         if constexpr (Accumulate && P > 1)
             for (index_t p = 0; p < P; ++p)
                 prefetch_lines<cache::l1, bytes>(address_of(c[p] + first) + 2 * bytes);
-        V sum[P][Width];
+        V sum[as_size(P)][as_size(Width)];
         unroll<P>([&](auto p) { unroll<Width>([&](auto w) { sum[p][w] = V(A(0)); }); });
         const auto offset = static_cast<std::uintptr_t>(first * ahead.element_size + skipped);
         for (index_t q = 0; q < depth; ++q) {
@@ -193,7 +193,7 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
             const T* const row = v[q] + first;
             if constexpr (Format != format::other)
                 prefetch_lines<cache::l2, bytes_of_v>(address_of(row) + converted_bytes_ahead);
-            V b[Width];
+            V b[as_size(Width)];
             unroll<Width>([&](auto w) { b[w] = load_lanes<A, Arch, Format>(row + w * width); });
             unroll<P>([&](auto p) {
                 const V a(coefficient[p][q]);
@@ -225,8 +225,8 @@ void add_terms_of_single_row(const A* coefficients, const T* const* v, index_t c
                              const std::uintptr_t* ahead, index_t size_ahead) noexcept {
     using V = vector<A, Arch>;
     constexpr index_t width = lanes<A, Arch>;
-    V a[Q];
-    const T* row[Q];
+    V a[as_size(Q)];
+    const T* row[as_size(Q)];
     unroll<Q>([&](auto q) {
         a[q] = V(coefficients[q]);
         row[q] = v[q] + column;

@@ -25,7 +25,7 @@ void transpose_registers(vector<A, piece_arch<Arch>>* rows) noexcept {
     constexpr index_t n = piece_lanes<A, Arch>;
     // Zipping row i with row i + n/2, log2(n) times, is a perfect shuffle of the n x n elements.
     const auto shuffle = [&] {
-        V zipped[n];
+        V zipped[as_size(n)];
         unroll<n / 2>([&](auto i) {
             zipped[2 * i] = xsimd::zip_lo(rows[i], rows[i + n / 2]);
             zipped[2 * i + 1] = xsimd::zip_hi(rows[i], rows[i + n / 2]);
@@ -46,7 +46,7 @@ void transpose(const A* from, index_t from_stride, index_t rows, index_t columns
     const index_t whole_columns = columns / n * n;
     for (index_t j = 0; j < whole_columns; j += n)
         for (index_t i = 0; i < whole_rows; i += n) {
-            V piece[n];
+            V piece[as_size(n)];
             unroll<n>(
                 [&](auto k) { piece[k] = V::load_unaligned(from + (i + k) * from_stride + j); });
             transpose_registers<Arch, A>(piece);
