@@ -154,7 +154,8 @@ void check_header(const golden_case& test, outcome& result) {
         result.require(metadata.count(key) == 1, "not " + key + ", as the variant says");
     result.require(test.flag("probs_clamp_active") == has_clamped_logits(test),
                    "probs_clamp_active: the logits tell otherwise");
-    result.require(test.number_or("eps", mhr::normaliser_epsilon) == mhr::normaliser_epsilon,
+    result.require(mhr::detail::is_exactly(test.number_or("eps", mhr::normaliser_epsilon),
+                                           mhr::normaliser_epsilon),
                    "another eps");
 }
 
@@ -191,12 +192,14 @@ void run_case(const std::filesystem::path& root, const kind_row& kind, const jso
         result.failures.emplace_back(error.what());
     }
 
-    if (!result.failures.empty())
+    if (!result.failures.empty()) {
         ++sum.failed;
-    else if (reason.empty())
+    } else if (reason.empty()) {
         ++sum.passed;
-    else
-        ++sum.skipped, ++sum.reasons[reason];
+    } else {
+        ++sum.skipped;
+        ++sum.reasons[reason];
+    }
     for (const auto& failure : result.failures)
         sum.total.failures.push_back(entry.value("file", "?") + ": " + failure);
     sum.total.compared += result.compared;

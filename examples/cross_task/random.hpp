@@ -54,7 +54,7 @@ class random_engine {
     void shuffle(Items& items) {
         using std::swap;
         for (std::size_t left = items.size(); left > 1; --left) {
-            swap(items[left - 1], items[static_cast<std::size_t>(integer(left))]);
+            swap(items[left - 1], items[static_cast<typename Items::size_type>(integer(left))]);
         }
     }
 

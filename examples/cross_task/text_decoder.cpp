@@ -66,7 +66,7 @@ text_decoder::text_decoder(const std::string& encoding) : guess_(encoding.empty(
 }
 
 text_decoder::~text_decoder() {
-    if (converter_ != nullptr) iconv_close(static_cast<iconv_t>(converter_));
+    if (converter_ != nullptr) iconv_close(converter_);
 }
 
 bool text_decoder::decode(std::string_view bytes, std::u32string& to) {
@@ -77,14 +77,13 @@ bool text_decoder::decode(std::string_view bytes, std::u32string& to) {
 }
 
 bool text_decoder::convert(std::string_view bytes) {
-    iconv_t converter = static_cast<iconv_t>(converter_);
-    iconv(converter, nullptr, nullptr, nullptr, nullptr); // back to the initial shift state
-    utf8_.resize(4 * bytes.size());                       // no character needs more
-    char* from = const_cast<char*>(bytes.data());         // iconv reads only
+    iconv(converter_, nullptr, nullptr, nullptr, nullptr); // back to the initial shift state
+    utf8_.resize(4 * bytes.size());                        // no character needs more
+    char* from = const_cast<char*>(bytes.data());          // iconv reads only
     char* into = utf8_.data();
     std::size_t from_left = bytes.size();
     std::size_t into_left = utf8_.size();
-    if (iconv(converter, &from, &from_left, &into, &into_left) != 0) return false;
+    if (iconv(converter_, &from, &from_left, &into, &into_left) != 0) return false;
     utf8_.resize(utf8_.size() - into_left);
     return from_left == 0;
 }

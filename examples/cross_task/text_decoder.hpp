@@ -3,6 +3,8 @@
 #include <string>
 #include <string_view>
 
+#include <iconv.h>
+
 namespace cross_task {
 
 /// Turns bytes into code points.
@@ -22,7 +24,7 @@ class text_decoder {
     bool convert(std::string_view bytes);
 
     bool guess_;
-    void* converter_ = nullptr; // an iconv_t to UTF-8; none is needed for UTF-8 itself
+    iconv_t converter_ = nullptr; // to UTF-8; none is needed for UTF-8 itself
     std::string utf8_;
 };
 

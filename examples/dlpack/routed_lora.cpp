@@ -78,7 +78,10 @@ int main() {
         return routed_lora(&x->dl_tensor, &task_of_row->dl_tensor, &a->dl_tensor, &b->dl_tensor,
                            &logits->dl_tensor, 0.5, &y->dl_tensor);
     };
-    if (const char* const message = call()) return std::puts(message), 1;
+    if (const char* const message = call()) {
+        std::puts(message);
+        return 1;
+    }
     const auto result = mhr::view_of<const float, 2>(*y);
     std::printf("y: with task 4 %.2f, base only %.2f\n", result(0, 0), result(2, 0));
 

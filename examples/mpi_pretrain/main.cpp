@@ -250,10 +250,9 @@ bool run(const options& how) {
               MPI_COMM_WORLD);
 
     if (rank == 0)
-        std::printf("%zu tasks, %ld positions of each in a step; MHR of %ld heads, %ld modules of "
-                    "rank %ld\n\n",
-                    tasks.size(), static_cast<long>(how.rows * ranks), static_cast<long>(how.heads),
-                    static_cast<long>(how.modules), static_cast<long>(how.rank));
+        std::printf("%zu tasks, %td positions of each in a step; MHR of %td heads, %td modules of "
+                    "rank %td\n\n",
+                    tasks.size(), how.rows * ranks, how.heads, how.modules, how.rank);
     std::vector<std::pair<int, outcome>> runs;
     for (int count = 1; count < ranks; count *= 2)
         runs.emplace_back(count, train_on(count, host, tasks, how));

@@ -28,7 +28,7 @@ constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 using wide = long double;
 
 wide log2_times(wide p) {
-    return p == 0 ? 0 : p * std::log2(p);
+    return detail::is_exactly(p, 0) ? 0 : p * std::log2(p);
 }
 
 /// From the formulas, one precision higher.

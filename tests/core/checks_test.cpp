@@ -181,7 +181,8 @@ TEST_CASE("null memory is refused where there are elements") {
 }
 
 TEST_CASE("misaligned memory is refused") {
-    auto* const misaligned = reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(memory) + 2);
+    auto* const misaligned =
+        static_cast<float*>(static_cast<void*>(reinterpret_cast<unsigned char*>(memory) + 2));
     CHECK(refuses("f", "x", [&] { input({misaligned, {2, 3}}); }));
     CHECK(refuses("f", "x", [&] { output({misaligned, {2, 3}}); }));
     CHECK(test::error_of([&] {

@@ -36,7 +36,7 @@ TEST_CASE("random: integers are below the count and equally likely") {
     random_engine random(2);
     std::array<int, 7> seen{};
     for (int i = 0; i < 70000; ++i)
-        ++seen.at(static_cast<std::size_t>(random.integer(7)));
+        ++seen.at(random.integer(7));
     for (const int count : seen)
         CHECK(std::abs(count - 10000) < 500);
     CHECK(random.integer(1) == 0);

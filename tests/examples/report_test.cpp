@@ -27,8 +27,8 @@ bool contains(const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;
 }
 
-long count(const std::string& text, char what) {
-    return static_cast<long>(std::count(text.begin(), text.end(), what));
+auto count(const std::string& text, char what) {
+    return std::count(text.begin(), text.end(), what);
 }
 
 table small_table() {

@@ -84,7 +84,7 @@ std::string random_words(random_engine& random, int count, const std::string& le
     std::string text;
     for (int i = 0; i < count; ++i) {
         for (int c = 0; c < 8; ++c)
-            text += letters[static_cast<std::size_t>(random.integer(letters.size()))];
+            text += letters[random.integer(letters.size())];
         text += '\n';
     }
     return text;

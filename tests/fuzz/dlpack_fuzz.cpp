@@ -172,8 +172,7 @@ class imported {
         must(view.absent() == (elements_ == 0 && tensor.data == nullptr),
              "a view without elements and memory is absent, no other");
         if (elements_ == 0 || elements_ > 512) return;
-        const auto first = reinterpret_cast<std::uintptr_t>(tensor.data) +
-                           static_cast<std::uintptr_t>(bits_.byte_offset);
+        const auto first = reinterpret_cast<std::uintptr_t>(tensor.data) + bits_.byte_offset;
         const auto begin = reinterpret_cast<std::uintptr_t>(memory_.get());
         if (wide(first) + low_ * wide(sizeof(T)) < wide(begin) ||
             wide(first) + (high_ + 1) * wide(sizeof(T)) > wide(begin + memory_size))

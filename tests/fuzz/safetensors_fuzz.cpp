@@ -35,7 +35,7 @@ void check_numbers(const safetensors_file& file, const std::string& name) {
     must(accepted([&] {
              const auto view = file.view<T, Rank>(name);
              must(view.is_contiguous() &&
-                      (tensor.bytes() == 0 || view.data() == reinterpret_cast<const T*>(bytes)) &&
+                      (tensor.bytes() == 0 || static_cast<const void*>(view.data()) == bytes) &&
                       static_cast<std::size_t>(view.size()) * sizeof(T) == tensor.bytes(),
                   "a view shows its tensor's bytes");
          }) == (is_such && aligned),

@@ -204,9 +204,9 @@ TEST_CASE("ggml's 16-bit elements convert as ggml does, and their format is reco
         const auto as_known_half = static_cast<float>(Eigen::numext::bit_cast<Eigen::half>(stored));
         const auto as_known_brain =
             static_cast<float>(Eigen::numext::bit_cast<Eigen::bfloat16>(stored));
-        REQUIRE(
-            (from_half == as_known_half || (std::isnan(from_half) && std::isnan(as_known_half))));
-        REQUIRE((from_brain == as_known_brain ||
+        REQUIRE((detail::is_exactly(from_half, as_known_half) ||
+                 (std::isnan(from_half) && std::isnan(as_known_half))));
+        REQUIRE((detail::is_exactly(from_brain, as_known_brain) ||
                  (std::isnan(from_brain) && std::isnan(as_known_brain))));
         if (std::isnan(from_half) || std::isnan(from_brain)) continue;
         REQUIRE(ggml_f16(from_half).bits == stored);

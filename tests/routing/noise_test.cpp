@@ -198,7 +198,8 @@ TEST_CASE("bad views are refused before anything is drawn") {
     std::mt19937_64 engine(1);
     guarded_buffer<float, 2> buffer({3, 4});
     float* const data = buffer.view().data();
-    auto* const misaligned = reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(data) + 1);
+    auto* const misaligned =
+        static_cast<float*>(static_cast<void*>(reinterpret_cast<unsigned char*>(data) + 1));
     constexpr index_t largest = std::numeric_limits<index_t>::max();
     for (const tensor_view<float, 2>& bad : {
              tensor_view<float, 2>(nullptr, {3, 4}),

@@ -47,8 +47,7 @@ float float_of(std::uint32_t bits) {
 // A 16-bit type that only its own conversions understand: a count of 1/256.
 struct fixed_point {
     std::int16_t count = 0;
-    fixed_point() = default;
-    explicit fixed_point(float value)
+    explicit fixed_point(float value = 0)
         : count(static_cast<std::int16_t>(std::lround(value * 256))) {}
     explicit operator float() const { return static_cast<float>(count) / 256; }
 };
@@ -203,10 +202,11 @@ bool loads_as_it_reads() {
     for (std::size_t i = 0; i < values.size(); ++i)
         values[i] = T(static_cast<float>(i) * 0.375F - 2.F);
     for (index_t first : {0, 1}) {
-        float loaded[width], read[width];
+        float loaded[detail::as_size(width)], read[detail::as_size(width)];
         detail::load_lanes<float, Arch, Format>(values.data() + first).store_unaligned(loaded);
         detail::read_run<Arch>(static_cast<const T*>(values.data()) + first, 1, width, read);
-        if (!std::equal(loaded, loaded + width, read) || loaded[width - 1] == loaded[0])
+        if (!std::equal(loaded, loaded + width, read) ||
+            detail::is_exactly(loaded[width - 1], loaded[0]))
             return width == 1;
     }
     return true;

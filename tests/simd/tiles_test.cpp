@@ -339,7 +339,7 @@ TEST_CASE_TEMPLATE("lanes are added up, whatever lies beyond", A, MHR_TEST_ACCUM
                     want(i) += used(i, lane);
                     magnitude(i) += std::abs(static_cast<S>(used(i, lane)));
                 }
-                alignas(64) A one[piece * width] = {};
+                alignas(64) A one[detail::as_size(piece * width)] = {};
                 std::copy_n(&used(i, 0), width, one);
                 detail::add_up_lanes<Arch>(static_cast<const A*>(one), 1, &alone(i));
             }

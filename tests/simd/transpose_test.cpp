@@ -46,8 +46,8 @@ template <class Arch, class A>
 void check_registers() {
     constexpr index_t n = detail::piece_lanes<A, Arch>;
     using V = detail::vector<A, detail::piece_arch<Arch>>;
-    alignas(64) A values[n][n];
-    V rows[n];
+    alignas(64) A values[detail::as_size(n)][detail::as_size(n)];
+    V rows[detail::as_size(n)];
     for (index_t i = 0; i < n; ++i) {
         for (index_t j = 0; j < n; ++j)
             values[i][j] = static_cast<A>(100 * i + j);

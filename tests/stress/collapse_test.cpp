@@ -142,7 +142,7 @@ TEST_CASE("a weight merged with (IA)3 gives the rescaled output") {
             // Scales of 0 cannot be merged, for they cannot be taken out again.
             bool invertible = true;
             for (double scale : scales.values())
-                invertible = invertible && scale != 0;
+                invertible = invertible && !detail::is_exactly(scale, 0);
             if (!invertible) continue;
             const auto before = weight;
             merge_ia3(serial_executor{}, scales.view(), weight.view(), bias.view());

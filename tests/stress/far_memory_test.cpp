@@ -57,6 +57,8 @@ struct far_copy : sparse_tensor<T, Rank> {
         transform(from, this->view(), same);
     }
 };
+template <class T, std::size_t Rank>
+far_copy(const tensor_view<T, Rank>&, std::size_t) -> far_copy<T, Rank>;
 
 /// True if these tests cannot run.
 bool skipped() {

@@ -133,7 +133,7 @@ TEST_CASE("a router of 10,000 tasks and 1,024 modules" * long_if_checked()) {
         // d_s is of the order of 1 / sum of s, and its terms cancel.
         tensor<double, 3> size(logits.extents());
         transform(d_want.view(), size.view(),
-                  [](double d) { return d == 0 ? 0 : 8 + std::abs(d); });
+                  [](double d) { return detail::is_exactly(d, 0) ? 0 : 8 + std::abs(d); });
         CHECK(compare(d_logits.view(), d_want.view(), size.view(), within<float>(n / 2 + 16)));
     }
 }

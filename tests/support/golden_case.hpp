@@ -115,7 +115,7 @@ struct golden_case {
     }
     [[nodiscard]] index_t size(const std::string& key) const {
         const double result = number(key);
-        if (!(result >= 0 && result < 1e9) || result != std::floor(result))
+        if (!(result >= 0 && result < 1e9) || !detail::is_exactly(result, std::floor(result)))
             throw std::runtime_error("metadata: " + key + ": no size");
         return static_cast<index_t>(result);
     }
@@ -186,7 +186,7 @@ struct outcome {
         message << name << ": error " << error << ", tolerated " << bound;
         require(want.view().size() > 0, name + ": no values");
         require(error <= bound && std::isfinite(bound), message.str());
-        worst = larger(worst, error == 0 ? 0 : error / bound);
+        worst = larger(worst, detail::is_exactly(error, 0) ? 0 : error / bound);
     }
 
     /// Two ways to the same bits.

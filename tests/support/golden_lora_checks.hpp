@@ -155,12 +155,13 @@ inline double read_scale(const golden_case& c, outcome& result) {
     const bool has_alpha = c.has("lora_alpha");
     result.require(c.text("scaling_rule") == (has_alpha ? "lora_alpha/rank" : "1/rank"),
                    "another scaling_rule");
-    result.require(scaling == c.number_or("lora_alpha", 1) / c.number("rank"),
+    result.require(detail::is_exactly(scaling, c.number_or("lora_alpha", 1) / c.number("rank")),
                    "scaling: not as its rule says");
     if (!c.has("warmup_factor")) return scaling;
     const double warmup = c.number("warmup_factor");
-    result.require(warmup == std::min(c.number("training_steps_used") / 10000, 1.0),
-                   "warmup_factor: not that of its step");
+    result.require(
+        detail::is_exactly(warmup, std::min(c.number("training_steps_used") / 10000, 1.0)),
+        "warmup_factor: not that of its step");
     return scaling * warmup;
 }
 

@@ -75,8 +75,8 @@ template <class T, std::size_t Rank>
 class sparse_tensor {
   public:
     explicit sparse_tensor(const tensor_view<T, Rank>& shape)
-        : memory_(bytes_of(shape)),
-          view_(reinterpret_cast<T*>(memory_.data()), shape.extents(), shape.strides()) {
+        : memory_(bytes_of(shape)), view_(static_cast<T*>(static_cast<void*>(memory_.data())),
+                                          shape.extents(), shape.strides()) {
         if (memory_.data() == nullptr) throw std::bad_alloc();
     }
     /// Contiguous, row-major.

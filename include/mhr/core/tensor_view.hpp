@@ -16,9 +16,11 @@ inline namespace MHR_ISA {
 using index_t = std::ptrdiff_t;
 
 namespace detail {
-/// A number of elements as the bound of an array or the size of a container, which are unsigned.
-constexpr std::size_t as_size(index_t count) noexcept {
-    return static_cast<std::size_t>(count);
+/// A number as the bound of an array or the size of a container, which are unsigned. (A template,
+/// since GCC calls a cast useless where the types happen to be the same.)
+template <class Number>
+constexpr std::size_t as_size(Number number) noexcept {
+    return static_cast<std::size_t>(number);
 }
 } // namespace detail
 

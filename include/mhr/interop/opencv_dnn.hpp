@@ -66,7 +66,7 @@ tensor_view<T, Rank> view_of(const cv::Mat& matrix) {
         axes.evenly_spaced, function, "matrix",
         [] { return "elements spaced evenly, to be seen as " + std::to_string(Rank) + " axes"; },
         [&] { return "a part of a larger matrix of " + std::to_string(matrix.dims) + " axes"; });
-    return {reinterpret_cast<T*>(matrix.data), axes.extents, axes.strides};
+    return {static_cast<T*>(static_cast<void*>(matrix.data)), axes.extents, axes.strides};
 }
 
 /// Runs the parts on OpenCV's threads, as many as cv::setNumThreads says.
@@ -150,9 +150,9 @@ class opencv_lora_batch {
         return plans_.back();
     }
 
-    std::vector<std::int64_t> tasks_;
-    std::vector<index_t> rows_;
-    std::vector<planned> plans_; // one for each number of rows: few
+    std::vector<std::int64_t> tasks_{};
+    std::vector<index_t> rows_{};
+    std::vector<planned> plans_{}; // one for each number of rows: few
     std::uint64_t batch_ = 1;
     std::uint64_t version_ = 0;
 };
@@ -318,8 +318,8 @@ class opencv_routed_lora final : public cv::dnn::Layer {
     lora_shape shape_{};
     double scale_ = 1;
     std::shared_ptr<opencv_lora_batch> batch_ = std::make_shared<opencv_lora_batch>();
-    std::optional<mixed_lora_cache<float>> cache_; ///< made when the shape is known
-    std::vector<float> weights_;                   ///< of a batch's tasks
+    std::optional<mixed_lora_cache<float>> cache_{}; ///< made when the shape is known
+    std::vector<float> weights_{};                   ///< of a batch's tasks
 };
 
 /// Makes the type "mhr.RoutedLora" known to OpenCV: to be called before a network that has such

@@ -188,8 +188,9 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
         // The base layer's output is then memory of its own rather than a view, so that autograd
         // need not copy its gradient when the adapter is added in place.
         const at::Tensor rows = detail::flat_rows("RoutedLoraLinear", "x", x);
-        const double scale =
-            options.scale() == 0 ? 1 / static_cast<double>(options.rank()) : options.scale();
+        const double scale = detail::is_exactly(options.scale(), 0)
+                                 ? 1 / static_cast<double>(options.rank())
+                                 : options.scale();
         const at::Tensor y = add_routed_lora_(base_layer->forward(rows), rows, poly_lora_A,
                                               poly_lora_B, weights, batch, scale);
         auto sizes = x.sizes().vec();
