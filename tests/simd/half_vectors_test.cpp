@@ -107,7 +107,7 @@ bool is_rounded(float value, std::uint16_t bits) {
     };
     const auto beaten_by = [&](int other) {
         return distance(other) < distance(magnitude) ||
-               (distance(other) == distance(magnitude) && magnitude % 2 != 0);
+               (detail::is_exactly(distance(other), distance(magnitude)) && magnitude % 2 != 0);
     };
     return (magnitude == 0 || !beaten_by(magnitude - 1)) &&
            (magnitude == Format::infinity || !beaten_by(magnitude + 1));
@@ -147,8 +147,8 @@ TEST_CASE("vectors are seen as others of the same bits") {
         using Arch = decltype(arch);
         CAPTURE(Arch::name());
         constexpr index_t width = detail::lanes<float, Arch>;
-        alignas(64) std::int32_t bits[width];
-        alignas(64) float values[width];
+        alignas(64) std::int32_t bits[detail::as_size(width)];
+        alignas(64) float values[detail::as_size(width)];
         detail::vector_bits_as<std::int32_t>(detail::vector<float, Arch>(-1.5F))
             .store_aligned(bits);
         detail::vector_bits_as<float>(detail::bits_vector<Arch>(0x40490FDB)).store_aligned(values);
@@ -165,14 +165,14 @@ TEST_CASE("16-bit numbers are widened and narrowed, on every architecture") {
         CAPTURE(Arch::name());
         constexpr index_t width = detail::lanes<float, Arch>;
         for (int first : {0, 1, 0x7FFF - 3, 0x8000 - 5, 0xFFFF - 20}) {
-            std::uint16_t numbers[width + 1];
+            std::uint16_t numbers[detail::as_size(width + 1)];
             for (index_t i = 0; i <= width; ++i)
                 numbers[i] = static_cast<std::uint16_t>(first + i);
-            alignas(64) std::int32_t wide[width];
+            alignas(64) std::int32_t wide[detail::as_size(width)];
             detail::load_16<Arch>(numbers).store_aligned(wide);
             for (index_t i = 0; i < width; ++i)
                 CHECK(wide[i] == first + i);
-            std::uint16_t narrow[width + 1];
+            std::uint16_t narrow[detail::as_size(width + 1)];
             narrow[width] = 0x1234;
             detail::store_16<Arch>(detail::load_16<Arch>(numbers), narrow);
             CHECK(std::equal(narrow, narrow + width, numbers));
@@ -195,7 +195,7 @@ TEST_CASE_TEMPLATE("every 16-bit pattern is the number that its format defines",
             const bool right = magnitude > Format::infinity ? std::isnan(size)
                                : magnitude == Format::infinity
                                    ? std::isinf(size)
-                                   : size == magnitude_of<Format>(magnitude);
+                                   : detail::is_exactly(size, magnitude_of<Format>(magnitude));
             if (!right || std::signbit(got[i]) != (i >= 0x8000)) ++wrong;
         }
         CHECK(wrong == 0);

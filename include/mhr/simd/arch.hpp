@@ -109,9 +109,9 @@ template <cache To>
 #endif
 }
 
-template <class F, std::size_t... I>
-void unroll(F& body, std::index_sequence<I...>) {
-    (body(std::integral_constant<index_t, static_cast<index_t>(I)>{}), ...);
+template <class F, std::size_t... Index>
+void unroll(F& body, std::index_sequence<Index...>) {
+    (body(std::integral_constant<index_t, static_cast<index_t>(Index)>{}), ...);
 }
 /// Calls `body(i)` for i in [0, N) with i a constant: arrays indexed by it become registers at
 /// every level of optimisation.

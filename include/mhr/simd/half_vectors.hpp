@@ -123,12 +123,12 @@ struct bf16_vectors {
 
     /// Rounds to the nearest, ties to even; NaN stays NaN.
     static void store(const vector<float, Arch>& values, void* to) noexcept {
-        using I = bits_vector<Arch>;
-        const I bits = vector_bits_as<std::int32_t>(values);
-        const I rounded = bits + I(0x7FFF) + ((bits >> 16) & I(1));
-        const I quiet = bits | I(0x00400000);
-        const auto is_nan = (bits & I(0x7FFFFFFF)) > I(0x7F800000);
-        store_16<Arch>((xsimd::select(is_nan, quiet, rounded) >> 16) & I(0xFFFF), to);
+        using Int = bits_vector<Arch>;
+        const Int bits = vector_bits_as<std::int32_t>(values);
+        const Int rounded = bits + Int(0x7FFF) + ((bits >> 16) & Int(1));
+        const Int quiet = bits | Int(0x00400000);
+        const auto is_nan = (bits & Int(0x7FFFFFFF)) > Int(0x7F800000);
+        store_16<Arch>((xsimd::select(is_nan, quiet, rounded) >> 16) & Int(0xFFFF), to);
     }
 };
 
@@ -144,19 +144,19 @@ struct f16_vectors {
         if constexpr (is_avx<Arch>)
             return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 #endif
-        using I = bits_vector<Arch>;
-        const I bits = load_16<Arch>(from);
-        const I sign = (bits & I(0x8000)) << 16;
-        const I magnitude = (bits & I(0x7FFF)) << 13;
+        using Int = bits_vector<Arch>;
+        const Int bits = load_16<Arch>(from);
+        const Int sign = (bits & Int(0x8000)) << 16;
+        const Int magnitude = (bits & Int(0x7FFF)) << 13;
         // The exponent's bias grows from 15 to 127; that of infinity and NaN from 31 to 255.
-        const I normal = magnitude + I((127 - 15) << 23);
-        const I top = magnitude + I((255 - 31) << 23);
+        const Int normal = magnitude + Int((127 - 15) << 23);
+        const Int top = magnitude + Int((255 - 31) << 23);
         // A subnormal number is its fraction over 2^24: exact as the difference of two normal ones.
-        const I half_least((127 - 14) << 23);
-        const I small = vector_bits_as<std::int32_t>(vector_bits_as<float>(magnitude + half_least) -
-                                                     vector_bits_as<float>(half_least));
-        const I finite = xsimd::select(magnitude < I(1 << 23), small, normal);
-        return vector_bits_as<float>(sign | xsimd::select(magnitude < I(31 << 23), finite, top));
+        const Int half_least((127 - 14) << 23);
+        const Int subnormal = vector_bits_as<std::int32_t>(
+            vector_bits_as<float>(magnitude + half_least) - vector_bits_as<float>(half_least));
+        const Int finite = xsimd::select(magnitude < Int(1 << 23), subnormal, normal);
+        return vector_bits_as<float>(sign | xsimd::select(magnitude < Int(31 << 23), finite, top));
     }
 
     /// Rounds to the nearest, ties to even; too large becomes infinite, NaN stays NaN.
@@ -173,19 +173,20 @@ struct f16_vectors {
             return _mm_storeu_si128(static_cast<__m128i*>(to),
                                     _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
 #endif
-        using I = bits_vector<Arch>;
-        const I bits = vector_bits_as<std::int32_t>(values);
-        const I sign = (bits >> 16) & I(0x8000);
-        const I magnitude = bits & I(0x7FFFFFFF);
-        const I normal =
-            (magnitude - I((127 - 15) << 23) + I(0x0FFF) + ((magnitude >> 13) & I(1))) >> 13;
+        using Int = bits_vector<Arch>;
+        const Int bits = vector_bits_as<std::int32_t>(values);
+        const Int sign = (bits >> 16) & Int(0x8000);
+        const Int magnitude = bits & Int(0x7FFFFFFF);
+        const Int normal =
+            (magnitude - Int((127 - 15) << 23) + Int(0x0FFF) + ((magnitude >> 13) & Int(1))) >> 13;
         // Adding 1/2 aligns the fraction of a subnormal result with the last bits, and rounds it.
         const vector<float, Arch> half(0.5F);
-        const I small = vector_bits_as<std::int32_t>(vector_bits_as<float>(magnitude) + half) -
-                        vector_bits_as<std::int32_t>(half);
-        const I finite = xsimd::select(magnitude < I((127 - 14) << 23), small, normal);
-        const I large = xsimd::select(magnitude > I(0x7F800000), I(0x7E00), I(0x7C00));
-        store_16<Arch>(sign | xsimd::select(magnitude < I((127 + 16) << 23), finite, large), to);
+        const Int subnormal =
+            vector_bits_as<std::int32_t>(vector_bits_as<float>(magnitude) + half) -
+            vector_bits_as<std::int32_t>(half);
+        const Int finite = xsimd::select(magnitude < Int((127 - 14) << 23), subnormal, normal);
+        const Int large = xsimd::select(magnitude > Int(0x7F800000), Int(0x7E00), Int(0x7C00));
+        store_16<Arch>(sign | xsimd::select(magnitude < Int((127 + 16) << 23), finite, large), to);
     }
 };
 
