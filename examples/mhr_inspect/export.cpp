@@ -50,7 +50,7 @@ void require_no_adapter(const std::filesystem::path& folder) {
     for (const char* file : {mhr::peft_config_file, mhr::peft_tensors_file}) {
         std::error_code ignored;
         if (std::filesystem::exists(folder / file, ignored))
-            mhr::raise("export: " + mhr::printable(folder.string()) +
+            mhr::raise("export: " + mhr::path_text(folder) +
                        ": expected a folder without an adapter, got one with " + file);
     }
 }

@@ -8,6 +8,7 @@
 #include "export.hpp"
 #include "listing.hpp"
 
+#include <mhr/io/file_path.hpp>
 #include <mhr/io/printable.hpp>
 
 #include <CLI/CLI.hpp>
@@ -15,18 +16,54 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <optional>
 #include <string>
+#include <vector>
+
+#if defined(_WIN32)
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+
+#include <shellapi.h>
+#endif
 
 namespace {
+
+/// The arguments in UTF-8, the last one first, as CLI11 takes them. What Windows hands to `main`
+/// has lost every character that is not in one code page.
+std::vector<std::string> arguments(int argc, char** argv) {
+#if defined(_WIN32)
+    (void)argv;
+    SetConsoleOutputCP(CP_UTF8);
+    wchar_t** const wide = CommandLineToArgvW(GetCommandLineW(), &argc);
+    const auto text = [&](int i) { return mhr::detail::utf8_of(std::wstring_view(wide[i])); };
+#else
+    const auto text = [&](int i) { return std::string(argv[i]); };
+#endif
+    std::vector<std::string> result;
+    for (int i = argc; i-- > 1;)
+        result.push_back(text(i));
+    return result;
+}
+
+std::filesystem::path path_of(const std::string& utf8) {
+#if defined(__cpp_char8_t)
+    return std::u8string(utf8.begin(), utf8.end());
+#else
+    return std::filesystem::u8path(utf8);
+#endif
+}
 
 void run(const std::string& folder, bool as_json, const std::string& to,
          std::optional<std::int64_t> task) {
     if (to.empty())
-        list_adapter(folder, as_json, std::cout);
+        list_adapter(path_of(folder), as_json, std::cout);
     else
-        export_lora(folder, task, to);
+        export_lora(path_of(folder), task, path_of(to));
 }
 
 int fail(const std::exception& problem) {
@@ -54,7 +91,7 @@ int main(int argc, char** argv) {
             ->excludes(json_flag);
     app.add_option("--task", task, "Number of the task, from 0")->needs(export_option);
     try {
-        app.parse(argc, argv);
+        app.parse(arguments(argc, argv));
         run(folder, as_json, to, task);
         return EXIT_SUCCESS;
     } catch (const CLI::Success& help) {

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include <mhr/core/error.hpp>
 
 /// \file
@@ -31,6 +33,19 @@ inline void must(bool holds, const char* what) {
     std::abort();
 }
 
+/// True of UTF-8 without control characters (but for ends of lines, where these are expected), told
+/// by nlohmann's parser of JSON, which refuses both in strings, and by the bytes.
+inline bool is_readable(std::string text, bool lines) {
+    if (lines) std::replace(text.begin(), text.end(), '\n', ' ');
+    for (const char* const hidden : {"\x7f", "\xe2\x80\xa8", "\xe2\x80\xa9", "\xe2\x80\xae"})
+        if (text.find(hidden) != std::string::npos) return false;
+    for (std::size_t i = 0; i + 1 < text.size(); ++i) // U+0080 to U+009F
+        if (text[i] == '\xc2' && static_cast<unsigned char>(text[i + 1]) < 0xa0) return false;
+    for (char& c : text)
+        if (c == '"' || c == '\\') c = ' ';
+    return nlohmann::json::accept('"' + text + '"');
+}
+
 /// A message is one line that any terminal can show, whatever the file says, and tells what was
 /// expected.
 inline void check_message(const error& thrown) {
@@ -39,8 +54,7 @@ inline void check_message(const error& thrown) {
     must(expected != std::string::npos && message.find(", got ", expected) != std::string::npos,
          "a message says what was expected and what came");
     must(message.size() < 2000, "a message is short");
-    must(std::all_of(message.begin(), message.end(), [](char c) { return c >= ' ' && c <= '~'; }),
-         "a message is printable");
+    must(is_readable(message, false), "a message is printable");
 }
 
 /// True if `f()` does not throw mhr::error.

@@ -26,8 +26,7 @@ std::string text_of(const mapped_file& file) {
 }
 
 error_outcome refuses_file(const std::filesystem::path& path, file_access access) {
-    return refuses("mapped_file", printable(path.string()),
-                   [&] { const mapped_file file(path, access); });
+    return refuses("mapped_file", path_text(path), [&] { const mapped_file file(path, access); });
 }
 
 } // namespace

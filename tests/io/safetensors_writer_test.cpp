@@ -141,10 +141,10 @@ TEST_CASE("safetensors_writer: a file is replaced at once, and views into the ol
 TEST_CASE("safetensors_writer: what cannot be written leaves nothing behind") {
     const temporary_folder folder;
     safetensors_writer writer;
-    CHECK(refuses("safetensors_writer", printable((folder.path() / "no folder" / "t").string()),
+    CHECK(refuses("safetensors_writer", path_text(folder.path() / "no folder" / "t"),
                   [&] { writer.write(folder.path() / "no folder" / "t"); }));
     std::filesystem::create_directories(folder.path() / "taken" / "inside");
-    CHECK(refuses("safetensors_writer", printable((folder.path() / "taken").string()),
+    CHECK(refuses("safetensors_writer", path_text(folder.path() / "taken"),
                   [&] { writer.write(folder.path() / "taken"); }));
     CHECK(files_in(folder.path()) == 1);
 }

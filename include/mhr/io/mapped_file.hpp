@@ -13,7 +13,7 @@
 
 #include <mhr/config.hpp>
 #include <mhr/core/error.hpp>
-#include <mhr/io/printable.hpp>
+#include <mhr/io/file_path.hpp>
 
 #if MHR_MAP_FILES
 #include <cerrno>
@@ -87,8 +87,7 @@ class mapped_file {
   private:
     [[noreturn]] static void fail(const std::filesystem::path& path, const char* expected,
                                   const std::string& got) {
-        raise("mapped_file: " + printable(path.string()) + ": expected " + expected + ", got " +
-              got);
+        raise("mapped_file: " + path_text(path) + ": expected " + expected + ", got " + got);
     }
 
 #if MHR_MAP_FILES
@@ -127,8 +126,8 @@ class mapped_file {
             fail(path, "a file that can be opened", problem ? problem.message() : "no such file");
         if (!std::filesystem::is_regular_file(status))
             fail(path, "a regular file", "another sort of file");
-        const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(
-            std::fopen(path.string().c_str(), "rb"), &std::fclose);
+        const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(detail::open_file(path),
+                                                                   &std::fclose);
         if (file == nullptr) fail(path, "a file that can be opened", "none");
         const std::uintmax_t bytes = std::filesystem::file_size(path, problem);
         if (problem || bytes > std::numeric_limits<std::size_t>::max())

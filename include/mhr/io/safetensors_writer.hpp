@@ -20,6 +20,7 @@
 #include <mhr/core/checks.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/io/dtype.hpp>
+#include <mhr/io/file_path.hpp>
 #include <mhr/io/json.hpp>
 #include <mhr/io/printable.hpp>
 #include <mhr/io/safetensors.hpp>
@@ -43,10 +44,10 @@ void replace_file(const char* function, const std::filesystem::path& path, Use&&
     const auto fail = [&](const std::string& got) {
         std::error_code ignored;
         std::filesystem::remove(beside, ignored);
-        raise(std::string(function) + ": " + printable(path.string()) +
+        raise(std::string(function) + ": " + path_text(path) +
               ": expected a file that can be written, got " + got);
     };
-    std::FILE* const file = std::fopen(beside.string().c_str(), "wbx"); // x: not one that is there
+    std::FILE* const file = open_new_file(beside);
     if (file == nullptr) return fail("none in that folder");
     const bool written = use(file);
     if (std::fclose(file) != 0 || !written) fail("no room, or another error of the device");
@@ -105,7 +106,10 @@ class safetensors_writer {
     }
 
     /// Adds a tensor of a file as it is, of whatever type. The file must stay open.
-    void add(const safetensors_file& file, const std::string& name) {
+    void add(const safetensors_file& file, const std::string& name) { add(file, name, name); }
+
+    /// The same, under another name.
+    void add(const safetensors_file& file, const std::string& name, std::string new_name) {
         const safetensors_tensor& stored = file.tensor(name);
         entry added{stored.type,    stored.rank, stored.extents,   stored.rank,
                     stored.extents, {},          file.data(stored)};
@@ -114,7 +118,7 @@ class safetensors_writer {
             added.strides[axis] = stride;
             stride *= std::max(stored.extents[axis], index_t(1));
         }
-        insert(name, added);
+        insert(std::move(new_name), added);
     }
 
     /// Writes the file, in place of one that is there. Errors: it cannot be written; the old file
