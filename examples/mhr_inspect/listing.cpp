@@ -23,6 +23,11 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
+/// The type of a layer's matrices; where they are of two, the one that holds both.
+std::string type_name(mhr::dtype type, bool one_type) {
+    return std::string(mhr::dtype_name(type)) + (one_type ? "" : " (of two)");
+}
+
 json describe(const mhr::poly_checkpoint& adapter) {
     const auto& config = adapter.config();
     return {{"tasks", config.tasks()},
@@ -36,7 +41,7 @@ json describe(const mhr::poly_checkpoint& adapter, const mhr::poly_checkpoint::l
     return {{"name", layer.name},
             {"in_features", layer.shape.in_features},
             {"out_features", layer.shape.out_features},
-            {"type", mhr::dtype_name(layer.modules_type)},
+            {"type", type_name(layer.modules_type, layer.one_type)},
             {"logits_type", mhr::dtype_name(layer.logits_type)},
             {"active_share", routing.active_share},
             {"discreteness", routing.discreteness},
@@ -51,7 +56,7 @@ json describe(const mhr::lora_checkpoint&, const mhr::lora_checkpoint::layer& la
     return {{"name", layer.name},
             {"in_features", layer.in_features},
             {"out_features", layer.out_features},
-            {"type", mhr::dtype_name(layer.type)},
+            {"type", type_name(layer.type, layer.one_type)},
             {"rank", layer.rank},
             {"scale", layer.scale}};
 }
@@ -101,6 +106,7 @@ template <class Adapter>
 void write_json(const Adapter& adapter, std::ostream& out) {
     json all = describe_all(adapter);
     all.erase("layers");
+    if (!adapter.notes().empty()) all["notes"] = adapter.notes();
     std::string head = all.dump(2);
     head.resize(head.size() - 2); // without the end of the object
     out << head << ",\n  \"layers\": [";
@@ -146,6 +152,8 @@ void write_text(const Adapter& adapter, std::ostream& out) {
     const json all = describe_all(adapter);
     for (const auto& [key, value] : all.items())
         out << key << ": " << text_of(value) << '\n';
+    for (const auto& note : adapter.notes())
+        out << "note: " << note << '\n';
     out << '\n';
     std::size_t widest = 4;
     for (const auto& layer : adapter.layers())
@@ -193,6 +201,5 @@ void list_adapter(mhr::peft_config config, mhr::safetensors_file tensors, bool a
 }
 
 void list_adapter(const std::filesystem::path& folder, bool as_json, std::ostream& out) {
-    list_adapter(mhr::peft_config::read(folder),
-                 mhr::safetensors_file(folder / mhr::peft_tensors_file), as_json, out);
+    list_adapter(mhr::peft_config::read(folder), mhr::open_peft_tensors(folder), as_json, out);
 }

@@ -232,8 +232,39 @@ TEST_CASE("mhr_inspect: plain LoRA and (IA)3 are listed, other types are not") {
 
     const auto path = folder.path() / "ia3" / peft_config_file;
     write_file(path, R"({"peft_type":"LOHA"})");
-    CHECK(refuses("peft: " + printable(path.string()), "key 'peft_type'",
+    CHECK(refuses("peft: " + path_text(path), "key 'peft_type'",
                   [&] { (void)listing_of(folder.path() / "ia3", false); }));
+}
+
+TEST_CASE("mhr_inspect: unusual names are told of, and exported as PEFT writes them") {
+    const poly_files<float> files;
+    const std::string good = files.tensor_bytes();
+    const safetensors_file file("good", good.data(), good.size());
+    safetensors_writer writer;
+    for (const auto& [name, stored] : file.tensors())
+        writer.add(file, name, "_orig_mod." + name);
+    const std::vector<float> head(4, 1);
+    writer.add("_orig_mod.lm_head.weight", tensor_view<const float, 2>(head.data(), {2, 2}));
+    const std::string bytes = writer.bytes();
+    const auto open = [&] { return safetensors_file("some.file", bytes.data(), bytes.size()); };
+    std::ostringstream text, as_json;
+    list_adapter(peft_config("some.file", files.config_text()), open(), false, text);
+    list_adapter(peft_config("some.file", files.config_text()), open(), true, as_json);
+    CHECK(text.str().find("\nnote: 7 of 7 tensors, such as '_orig_mod.base_model") !=
+          std::string::npos);
+    CHECK(text.str().find("\nencoder.q ") != std::string::npos);
+    const auto listing = nlohmann::json::parse(as_json.str());
+    CHECK(listing["notes"].size() == 2); // of the head, too
+    CHECK(listing["layers"][0]["name"] == "encoder.q");
+
+    const poly_checkpoint routed(poly_config(peft_config("some.file", files.config_text())),
+                                 open());
+    const plain_adapter plain(routed, 1);
+    const std::string exported = plain.writer().tensor_bytes();
+    const safetensors_file read("exported", exported.data(), exported.size());
+    CHECK(read.contains("base_model.model.encoder.q.lora_A.weight"));
+    CHECK(read.contains("base_model.model.lm_head.weight"));
+    CHECK(read.tensors().size() == 5);
 }
 
 TEST_CASE("mhr_inspect: an exported LoRA computes what the routed adapter does, to the last bit") {
@@ -286,7 +317,7 @@ TEST_CASE("mhr_inspect: an export keeps what concerns the base model") {
     CHECK(refused("task", 3, poly, folder.path() / "new"));
     CHECK_FALSE(std::filesystem::exists(folder.path() / "new"));
     const std::string before = read_file(poly / peft_tensors_file);
-    CHECK(refused(printable(poly.string()).c_str(), 1, poly, poly)); // not over itself
+    CHECK(refused(path_text(poly).c_str(), 1, poly, poly)); // not over itself
     CHECK(read_file(poly / peft_tensors_file) == before);
     CHECK_THROWS_AS(export_lora(folder.path() / "lora", 1, folder.path() / "new"), error);
 }

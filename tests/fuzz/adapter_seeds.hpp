@@ -47,6 +47,28 @@ adapter_input lora_seed() {
             writer.bytes()};
 }
 
+/// Names as other programs leave them, matrices of two types, a head that no key names.
+inline adapter_input odd_names_seed() {
+    safetensors_writer writer;
+    add_ones<float>(writer, "q.lora_A.default.weight", 2, 2);
+    add_ones<double>(writer, "_orig_mod.base_model.model.q.lora_B.default.weight", 3, 2);
+    add_ones<float>(writer, "base_model.model.base_model.model.a._orig_mod.v.lora_A.weight", 2, 2);
+    add_ones<float>(writer, "base_model.model.a.v.lora_B.weight", 3, 2);
+    add_ones<float>(writer, "base_model.model.lm_head.base_layer.weight", 1, 1);
+    return {R"({"peft_type":"LORA","r":2,"bias":null,"new_key":{},"\u65e5\u672c":null})",
+            writer.bytes()};
+}
+
+inline adapter_input odd_poly_seed() {
+    const std::string good = poly_files<float>().tensor_bytes();
+    const safetensors_file file("good", good.data(), good.size());
+    safetensors_writer writer;
+    for (const auto& [name, stored] : file.tensors())
+        writer.add(file, name, "_orig_mod." + name);
+    add_ones<float>(writer, "lm_head.weight", 1, 1);
+    return {poly_files<float>::config_text(), writer.bytes()};
+}
+
 template <class T>
 adapter_input ia3_seed() {
     safetensors_writer writer;
@@ -64,6 +86,8 @@ inline std::vector<adapter_input> adapter_seeds() {
         {R"({"peft_type":"LORA","r":2,"rank_pattern":{".*v_proj":3},"target_modules":"all-linear",)"
          R"("modules_to_save":["lm_head"]})",
          lora_seed<Eigen::bfloat16>().tensors},
+        odd_names_seed(),
+        odd_poly_seed(),
         ia3_seed<float>(),
         ia3_seed<Eigen::bfloat16>(),
         {poly_files<float>::config_text(), poly_files<float>().tensor_bytes()},

@@ -1,3 +1,4 @@
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -70,6 +71,13 @@ TEST_CASE_TEMPLATE(
     CHECK(library.layers()[1].rank == 2);
     CHECK(library.layers()[1].in_features == in);
     CHECK(library.layers()[1].out_features == out);
+    CHECK(library.layers()[0].adapters == 2);
+    CHECK(library.layers()[1].adapters == 2);
+    REQUIRE(library.notes().size() == 2); // of the second and the third
+    CHECK(library.notes()[0] == adapters[1].tensors().name() +
+                                    ": lacks 1 of the library's 2 layers, such as 'v': zeros stand "
+                                    "for them");
+    CHECK(library.notes()[1].find("'q'") != std::string::npos);
 
     for (const auto& layer : library.layers()) {
         const bool q = layer.name == "q";
@@ -168,4 +176,64 @@ TEST_CASE("peft_lora_library: adapters that do not go together, and pools that d
     adapters.emplace_back(folder.path() / "other");
     CHECK(
         refuses("lora_checkpoint_library", "adapters", [&] { lora_checkpoint_library{adapters}; }));
+}
+
+namespace {
+
+/// An adapter of one layer, under a given name, of a given base model ("": of none that it names).
+lora_checkpoint adapter_of(const temporary_folder& folder, const std::string& name,
+                           const std::string& key_of_layer, const std::string& base) {
+    const std::vector<float> numbers(100, 1);
+    safetensors_writer writer;
+    writer.add(key_of_layer + ".lora_A.weight",
+               tensor_view<const float, 2>(numbers.data(), {1, in}));
+    writer.add(key_of_layer + ".lora_B.weight",
+               tensor_view<const float, 2>(numbers.data(), {out, 1}));
+    if (name == "head")
+        writer.add("base_model.model.lm_head.weight",
+                   tensor_view<const float, 2>(numbers.data(), {2, 2}));
+    lora_config config(1, 1, {"q", "v"});
+    if (!base.empty()) config.set("base_model_name_or_path", base);
+    const auto path = folder.path() / name;
+    std::filesystem::create_directory(path);
+    writer.write(path / peft_tensors_file);
+    config.json().write(path);
+    return lora_checkpoint(path);
+}
+
+} // namespace
+
+TEST_CASE("peft_lora_library: a trained head is not lost silently") {
+    const temporary_folder folder;
+    std::vector<lora_checkpoint> adapters;
+    adapters.push_back(adapter_of(folder, "plain", "base_model.model.q", ""));
+    adapters.push_back(adapter_of(folder, "head", "base_model.model.q", ""));
+    const auto refused =
+        refuses("lora_checkpoint_library", "adapters", [&] { lora_checkpoint_library{adapters}; });
+    CHECK(refused);
+    CHECK(refused.message.find("saved_tensors::leave_out") != std::string::npos);
+    CHECK(refused.message.find("'base_model.model.lm_head.weight' in ") != std::string::npos);
+    const lora_checkpoint_library library(adapters, saved_tensors::leave_out);
+    CHECK(library.layers().size() == 1);
+    CHECK(library.notes().empty());
+}
+
+TEST_CASE("peft_lora_library: adapters whose names differ in wrappers alone are one layer's") {
+    const temporary_folder folder;
+    std::vector<lora_checkpoint> adapters;
+    adapters.push_back(adapter_of(folder, "1", "base_model.model.q", "org/a"));
+    adapters.push_back(adapter_of(folder, "2", "base_model.model._orig_mod.q", ""));
+    adapters.push_back(adapter_of(folder, "3", "base_model.model.base_model.model.q", "org/a"));
+    adapters.push_back(adapter_of(folder, "4", "q", "org/b\x1b"));
+    const lora_checkpoint_library library(adapters);
+    REQUIRE(library.layers().size() == 1);
+    CHECK(library.layers()[0].name == "q");
+    CHECK(library.layers()[0].adapters == 4);
+    tensor<float, 3> a({4, in, 1}), b({4, 1, out});
+    library.gather(serial, library.layers()[0], lora_batch<float>{a.view(), b.view()});
+    for (index_t module = 0; module < 4; ++module)
+        CHECK(b(module, 0, out - 1) == 1);
+    REQUIRE(library.notes().size() == 1);
+    CHECK(library.notes()[0] ==
+          adapters[3].tensors().name() + ": is of the base model 'org/b\\x1b', others of 'org/a'");
 }

@@ -159,7 +159,7 @@ TEST_CASE("peft_poly: modules_to_save are kept") {
     CHECK(refuses("safetensors: some.file", "'base_model.model.classifier.weight'",
                   [&] { (void)open_poly(files.config_text(), bytes); }));
     CHECK(refuses("safetensors: some.file", "'base_model.model.x.lm.head.bias'", [&] {
-        (void)open_poly(exchanged(config.json().text(), "lm.head", "m.head"), bytes);
+        (void)open_poly(exchanged(config.json().text(), "lm.head", "l.head"), bytes);
     }));
 }
 
@@ -178,7 +178,7 @@ TEST_CASE("peft_poly: a configuration that is unknown or contradictory is refuse
         {"\"r\": 2", "\"r\": 0", "r"},
         {"\"r\": 2", "\"r\": \"2\"", "r"},
         {"\"n_tasks\": 3", "\"n_tasks\": -3", "n_tasks"},
-        {"\"n_splits\": 2", "\"n_splits\": null", "n_splits"},
+        {"\"n_splits\": 2", "\"n_splits\": []", "n_splits"},
         {"\"n_skills\": 3", "\"n_skills\": 3.5", "n_skills"},
         {"\"init_weights\": true", "\"init_weights\": \"yes\"", "init_weights"},
         {"\"q\"", "\"k\"", "target_modules"},
@@ -225,12 +225,16 @@ TEST_CASE("peft_poly: tensors that do not belong, or are missing, are named") {
     };
     const std::string q = "base_model.model.encoder.q.";
     const row rows[] = {
-        {q + "poly_lora_A", q + "poly_lora_X", q + "poly_lora_B"}, // the first in order
-        {q + "poly_lora_B", q + "poly_lora_X", q + "poly_lora_A"},
-        {q + "poly_router", q + "poly_rooter", q + "poly_lora_A"},
-        {q, "base_model.modem.encoder.q.", "base_model.model.encoder.q.poly_lora_B"},
-        {"base_model.model.encoder.v.poly_lora_B", "base_model.model.encoder.v_poly_lora_B",
+        {q + "poly_lora_A", q + "poly_lora_X", q + "poly_lora_X"},
+        {q + "poly_router", q + "poly_rooter", q + "poly_rooter.module_logits"},
+        // Of another layer, the first part that is there names what is missing.
+        {q + "poly_lora_A", "base_model.model.encodes.q.poly_lora_A", q + "poly_lora_B"},
+        {q + "poly_lora_B", "base_model.model.encodes.q.poly_lora_B", q + "poly_lora_A"},
+        {q + "poly_router", "base_model.model.encodes.q.poly_router", q + "poly_lora_A"},
+        {"base_model.model.encoder.v.poly_router", "base_model.model.encoder.z.poly_router",
          "base_model.model.encoder.v.poly_lora_A"},
+        {"base_model.model.encoder.v.poly_lora_B", "base_model.model.encoder.v_poly_lora_B",
+         "base_model.model.encoder.v_poly_lora_B"},
         {"\"F32\",\"shape\":[2,3,2,2]", "\"I32\",\"shape\":[2,3,2,2]", q + "poly_lora_A"},
         {"[2,3,2,3],\"data", "[2,3,3,2],\"data", q + "poly_lora_B"},
         {"[3,6],\"data", "[6,3],\"data", q + "poly_router.module_logits"},
@@ -242,15 +246,24 @@ TEST_CASE("peft_poly: tensors that do not belong, or are missing, are named") {
     }
     safetensors_writer nothing;
     CHECK(refuses("peft: some.file", "tensors", [&] { (void)open_poly(good, nothing.bytes()); }));
-    // Types may differ between modules and router, not between the two matrices.
+    // Types may differ; then there are no views of the modules.
     safetensors_writer mixed;
     const poly_files<double> doubles;
     mixed.add(q + "poly_lora_A", files.a.view());
     mixed.add(q + "poly_lora_B", doubles.b.view());
     mixed.add(q + "poly_router.module_logits", doubles.logits.view(), std::array<index_t, 2>{3, 6});
     const std::string mixed_bytes = mixed.bytes();
-    CHECK(refuses("safetensors: some.file", "'" + q + "poly_lora_B'",
-                  [&] { (void)open_poly(good, mixed_bytes); }));
+    const poly_checkpoint of_two = open_poly(good, mixed_bytes);
+    const auto& layer = of_two.layers().front();
+    CHECK(layer.modules_type == dtype::f64);
+    CHECK_FALSE(layer.one_type);
+    CHECK(refuses("safetensors: some.file", "'" + q + "poly_lora_A'",
+                  [&] { (void)of_two.inventory<double>(layer); }));
+    guarded_buffer<double, 4> a(files.a.extents(), layout::row_major);
+    guarded_buffer<double, 4> b(files.b.extents(), layout::row_major);
+    of_two.read_inventory(layer, lora_inventory<double>{a.view(), b.view()});
+    CHECK(compare_bitwise(a.view(), copy_as<double>(files.a.view()).view()));
+    CHECK(compare_bitwise(b.view(), doubles.b.view()));
 }
 
 TEST_CASE("peft_poly: truncated and flipped files are refused, or harmless") {

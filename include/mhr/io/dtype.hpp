@@ -89,6 +89,12 @@ constexpr bool is_floating(dtype type) noexcept {
     return type == dtype::f64 || type == dtype::f32 || type == dtype::f16 || type == dtype::bf16;
 }
 
+/// The least type that holds the numbers of two types with fractions.
+constexpr dtype dtype_of_both(dtype a, dtype b) noexcept {
+    if (a == b) return a;
+    return a == dtype::f64 || b == dtype::f64 ? dtype::f64 : dtype::f32;
+}
+
 /// What a C++ type is stored as: double F64, float F32, integers by size and sign, and of the
 /// 16-bit classes (Eigen::half, c10::BFloat16, _Float16, ...) F16 or BF16, told by the bits of 1.
 /// None for every other type.

@@ -8,12 +8,15 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include <mhr/core/error.hpp>
 #include <mhr/core/tensor_view.hpp>
+#include <mhr/io/file_path.hpp>
+#include <mhr/io/foreign_content.hpp>
 #include <mhr/io/json.hpp>
 #include <mhr/io/layer_pattern.hpp>
 #include <mhr/io/mapped_file.hpp>
@@ -22,9 +25,11 @@
 
 /// \file
 /// The configuration of an adapter of PEFT (https://github.com/huggingface/peft),
-/// adapter_config.json. Every key is kept as it came, for the way back to Python; a key that is
-/// unknown, of another kind than PEFT's, or that changes what the adapter computes in a way that is
-/// not known here, is an error that names it: "peft: FILE: key 'r': expected ..., got ...".
+/// adapter_config.json. Every key is kept as it came, for the way back to Python. null stands for
+/// PEFT's default, whatever the key. An unknown key is kept, too, if it switches nothing on: PEFT
+/// writes every field that it has. One that has a value is an error that names it, and so is a
+/// value of another kind than PEFT's, or one that changes what the adapter computes in a way that
+/// is not known here: "peft: FILE: key 'r': expected ..., got ...".
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -34,16 +39,16 @@ inline constexpr const char* peft_config_file = "adapter_config.json";
 
 namespace detail {
 
-/// What a key may hold.
+/// What a key may hold, null aside, which every key may.
 enum class key_kind {
     any,      ///< what does not matter for what the adapter computes
     flag,     ///< true or false
-    text,     ///< a string or null
+    text,     ///< a string
     count,    ///< an integer from 1
     number,   ///< a finite number
-    names,    ///< null, a string (a regular expression) or a list of strings (last parts of names)
-    patterns, ///< null, or an object of numbers, its names being patterns of layers
-    off       ///< null, false or nothing: a feature that is not known here
+    names,    ///< a string (a regular expression) or a list of strings (last parts of names)
+    patterns, ///< an object of numbers, its names being patterns of layers
+    off       ///< false or nothing: a feature that is not known here
 };
 struct key_rule {
     const char* key;
@@ -60,19 +65,19 @@ inline constexpr key_rule common_keys[] = {
 inline const char* describe(key_kind kind) {
     switch (kind) {
     case key_kind::flag:
-        return "true or false";
+        return "true, false or null";
     case key_kind::text:
         return "a string or null";
     case key_kind::count:
-        return "an integer from 1";
+        return "an integer from 1, or null";
     case key_kind::number:
-        return "a finite number";
+        return "a finite number or null";
     case key_kind::names:
         return "null, a string or a list of strings";
     case key_kind::patterns:
         return "null or an object of numbers";
     case key_kind::off:
-        return "null, false or nothing (what it switches on is not known here)";
+        return "null, false or nothing (what it switches on is not known here: train without it)";
     case key_kind::any:
         break;
     }
@@ -84,28 +89,43 @@ inline bool is_number(const json& value) {
 }
 
 inline bool fits(const json& value, key_kind kind) {
+    if (value.is_null()) return true;
     const auto all = [&](auto&& holds) { return std::all_of(value.begin(), value.end(), holds); };
     switch (kind) {
     case key_kind::flag:
         return value.is_boolean();
     case key_kind::text:
-        return value.is_null() || value.is_string();
+        return value.is_string();
     case key_kind::count:
         return value.is_number_integer() && value.get<std::int64_t>() >= 1 &&
                value.get<std::int64_t>() <= std::int64_t(1) << 31;
     case key_kind::number:
         return is_number(value);
     case key_kind::names:
-        return value.is_null() || value.is_string() ||
+        return value.is_string() ||
                (value.is_array() && all([](const json& name) { return name.is_string(); }));
     case key_kind::patterns:
-        return value.is_null() || (value.is_object() && all(is_number));
+        return value.is_object() && all(is_number);
     case key_kind::off:
-        return value.is_null() || value == false || (value.is_structured() && value.empty());
+        return value == false || (value.is_structured() && value.empty());
     case key_kind::any:
         break;
     }
     return true;
+}
+
+/// Errors: there is no such folder.
+inline void require_folder(const std::filesystem::path& folder) {
+    std::error_code ignored;
+    if (!std::filesystem::is_directory(folder, ignored))
+        raise("peft: " + path_text(folder) + ": folder: expected the folder of " +
+              peft_config_file + " and the tensors, got " +
+              (std::filesystem::exists(folder, ignored) ? "a file" : "none"));
+}
+
+/// A value as messages show it, cut off.
+inline std::string value_text(const json& value) {
+    return printable(value.dump(-1, ' ', false, json::error_handler_t::replace), 60);
 }
 
 } // namespace detail
@@ -119,6 +139,7 @@ class peft_config {
     /// Parses the text of a configuration; `name` is for messages. Errors: no JSON object, a name
     /// that comes twice, no peft_type.
     peft_config(std::string name, std::string_view text) : name_(std::move(name)) {
+        detail::require_no_foreign_content("peft: " + name_, "a JSON object", text);
         const json_source source{"peft: " + name_, text};
         for_each_json_member(source, {max_bytes, 8, 1024},
                              [&](const std::string& key, detail::json&& value, std::size_t offset) {
@@ -135,11 +156,12 @@ class peft_config {
     explicit peft_config(nlohmann::ordered_json fields)
         : name_("new configuration"), fields_(std::move(fields)) {}
 
-    /// Reads the configuration in an adapter's folder. Errors: the file, and as above.
+    /// Reads the configuration in an adapter's folder. Errors: no folder, the file, and as above.
     static peft_config read(const std::filesystem::path& folder) {
+        detail::require_folder(folder);
         const std::filesystem::path path = folder / peft_config_file;
         const mapped_file file(path);
-        return {printable(path.string()),
+        return {path_text(path),
                 std::string_view(reinterpret_cast<const char*>(file.data()), file.size())};
     }
 
@@ -170,8 +192,8 @@ class peft_config {
         });
     }
 
-    /// Errors: another type; a key that is not among the rules or the common ones; another kind of
-    /// value.
+    /// Errors: another type; a key with a value that is not among the rules or the common ones;
+    /// another kind of value.
     template <std::size_t Rules>
     void require_keys(const char* expected_type, const detail::key_rule (&rules)[Rules]) const {
         if (type() != expected_type)
@@ -179,10 +201,13 @@ class peft_config {
         for (const auto& [key, value] : fields_.items()) {
             const detail::key_rule* rule = find_rule(rules, key);
             if (rule == nullptr) rule = find_rule(detail::common_keys, key);
-            if (rule == nullptr)
-                fail(key, std::string("a key of PEFT's ") + expected_type, "an unknown one");
-            if (!detail::fits(value, rule->kind))
-                fail(key, detail::describe(rule->kind), printable(value.dump(-1, ' ', true), 60));
+            if (rule == nullptr && !detail::fits(value, detail::key_kind::off))
+                fail(key,
+                     std::string("a key of PEFT's ") + expected_type +
+                         ", or one that switches nothing on (null, false, {} or [])",
+                     "an unknown one of value " + detail::value_text(value));
+            if (rule != nullptr && !detail::fits(value, rule->kind))
+                fail(key, detail::describe(rule->kind), detail::value_text(value));
         }
     }
 

@@ -18,7 +18,7 @@
 /// \file
 /// Adapters of PEFT's type IA3, in. A layer M has one tensor, base_model.model.M.ia3_l: [features,
 /// 1] where the layer's outputs are scaled, [1, features] where its inputs are
-/// (feedforward_modules).
+/// (feedforward_modules). Names as other programs leave them (peft_names.hpp) are read, too.
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -26,7 +26,7 @@ inline namespace MHR_ISA {
 /// The configuration of an (IA)3 adapter (PEFT's IA3Config).
 class ia3_config {
   public:
-    /// Takes one of a file. Errors: another type, unknown keys, values of another kind.
+    /// Takes one of a file. Errors: another type, unknown keys of a value, values of another kind.
     explicit ia3_config(peft_config config) : config_(std::move(config)) {
         using detail::key_kind;
         static constexpr detail::key_rule rules[] = {{"fan_in_fan_out", key_kind::flag},
@@ -61,14 +61,14 @@ struct ia3_layer {
 };
 
 /// An (IA)3 adapter, its tensors views into the file.
-class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer> {
+class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer, 1> {
   public:
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
     /// files; a tensor without fractions.
     explicit ia3_checkpoint(const std::filesystem::path& folder,
                             file_access access = file_access::map)
-        : ia3_checkpoint(ia3_config(peft_config::read(folder)),
-                         safetensors_file(folder / peft_tensors_file, access)) {}
+        : ia3_checkpoint(ia3_config(peft_config::read(folder)), open_peft_tensors(folder, access)) {
+    }
 
     /// Takes the two from anywhere. The same errors.
     ia3_checkpoint(ia3_config config, safetensors_file tensors)
@@ -76,9 +76,8 @@ class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer> {
         using namespace detail;
         const peft_config& json = config_.json();
         auto budget = json.matching_of("feedforward_modules");
-        find_layers(parts, [&](std::string_view name,
-                               const std::array<const safetensors_tensor*, 1>& stored) {
-            const safetensors_tensor& scales = *stored[0];
+        find_layers(parts, [&](std::string_view name, const peft_tensors<1>::of_layer& stored) {
+            const safetensors_tensor& scales = stored[0]->second;
             bool inputs = scales.rank == 2 && scales.extents[0] == 1;
             const bool listed = json.lists("feedforward_modules", budget, [&](auto part) {
                 return ends_with(name, part); // PEFT asks for no '.' before it here
@@ -91,7 +90,7 @@ class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer> {
                               "names of the layers whose tensors are [1, features]",
                               std::string(listed ? "the name of " : "none of ") + in_quotes(name) +
                                   " with " + extents_text(scales));
-            require_adapter_tensor<2>(tensors_, peft_key(name, parts[0]), scales,
+            require_adapter_tensor<2>(tensors_, *stored[0],
                                       inputs ? std::array<index_t, 2>{1, any_extent}
                                              : std::array<index_t, 2>{any_extent, 1},
                                       "as 'feedforward_modules' of the configuration says");
@@ -103,21 +102,20 @@ class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer> {
     /// are stored as (safetensors_file::view).
     template <class T>
     [[nodiscard]] tensor_view<const T, 1> scales(const layer& of) const {
-        return tensors_.view<T, 2>(detail::peft_key(of.name, parts[0]))
-            .slice(of.scales_inputs ? 0 : 1, 0);
+        return tensors_.view<T, 2>(stored_name(of, 0)).slice(of.scales_inputs ? 0 : 1, 0);
     }
 
     /// A copy of them in any type with fractions, rounded to it once. Errors: a shape; overlapping
     /// elements.
     template <class T>
     void read(const layer& of, tensor_view<T, 1> to) const {
-        const auto& stored = tensors_.tensor(detail::peft_key(of.name, parts[0]));
-        tensors_.read(detail::peft_key(of.name, parts[0]), to,
+        const auto& stored = tensors_.tensor(stored_name(of, 0));
+        tensors_.read(stored_name(of, 0), to,
                       std::array<index_t, 2>{stored.extents[0], stored.extents[1]});
     }
 
   private:
-    static constexpr std::array<std::string_view, 1> parts{".ia3_l"};
+    static constexpr std::array<detail::peft_part, 1> parts{{{".ia3_l", ""}}};
 };
 
 } // namespace MHR_ISA

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <filesystem>
@@ -11,15 +10,17 @@
 #include <vector>
 
 #include <mhr/core/error.hpp>
-#include <mhr/io/layer_pattern.hpp>
+#include <mhr/io/file_path.hpp>
+#include <mhr/io/mapped_file.hpp>
 #include <mhr/io/peft_config.hpp>
-#include <mhr/io/printable.hpp>
+#include <mhr/io/peft_names.hpp>
+#include <mhr/io/peft_tensors.hpp>
 #include <mhr/io/safetensors.hpp>
 #include <mhr/io/safetensors_writer.hpp>
 
 /// \file
-/// What the adapters of PEFT have in common on disk: the names of tensors, which layers a
-/// configuration allows, what is read of the folder and written to it.
+/// What the adapters of PEFT have in common on disk: the files of the folder, what is read of them
+/// and written to them.
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -29,154 +30,51 @@ inline constexpr const char* peft_tensors_file = "adapter_model.safetensors";
 
 namespace detail {
 
-inline constexpr std::string_view peft_prefix = "base_model.model.";
-
-/// The name of a tensor, as in
-/// base_model.model.encoder.block.0.layer.0.SelfAttention.q.poly_lora_A.
-inline std::string peft_key(std::string_view layer, std::string_view part) {
-    return std::string(peft_prefix) += std::string(layer) += part;
-}
-
-inline bool begins_with(std::string_view text, std::string_view with) {
-    return text.substr(0, with.size()) == with;
-}
-inline bool ends_with(std::string_view text, std::string_view with) {
-    return text.size() >= with.size() && text.substr(text.size() - with.size()) == with;
-}
-/// True if a name is the layer's, or the last parts of it.
-inline bool is_last_part(std::string_view name, std::string_view layer) {
-    return ends_with(layer, name) &&
-           (layer.size() == name.size() || layer[layer.size() - name.size() - 1] == '.');
-}
-
-/// What a configuration says of layers. Lists are followed; a regular expression in their place is
-/// not evaluated, as the tensors tell which layers it chose.
-class layer_rules {
-  public:
-    explicit layer_rules(const peft_config& config)
-        : config_(config), targets_(config.matching_of("target_modules")),
-          excluded_(config.matching_of("exclude_modules")),
-          saved_(config.matching_of("modules_to_save")) {}
-
-    /// Errors: a layer that is not to be adapted.
-    void require_adapted(std::string_view layer) {
-        const auto is_of = [&](std::string_view name) { return is_last_part(name, layer); };
-        const auto& fields = config_.fields();
-        if (config_.has("target_modules") && fields["target_modules"].is_array() &&
-            !config_.lists("target_modules", targets_, is_of))
-            config_.fail("target_modules", "a name of each layer in the file",
-                         "none of " + in_quotes(layer));
-        if (config_.lists("exclude_modules", excluded_, is_of))
-            config_.fail("exclude_modules", "no name of a layer in the file",
-                         "one of " + in_quotes(layer));
-    }
-
-    /// True of a tensor that belongs to a part of the model that was trained whole.
-    bool is_saved(std::string_view key) {
-        if (!begins_with(key, peft_prefix)) return false;
-        const std::string parts = "." + std::string(key.substr(peft_prefix.size())) + ".";
-        return config_.lists("modules_to_save", saved_, [&](std::string_view name) {
-            saved_.spend(parts.size() / 8);
-            return parts.find("." + std::string(name) + ".") != std::string::npos;
-        });
-    }
-
-  private:
-    const peft_config& config_;
-    matching targets_, excluded_, saved_;
-};
-
-/// The layer that a tensor's name tells, and the number of its part; no layer for other names.
-template <std::size_t Parts>
-std::pair<std::string_view, std::size_t>
-split_key(std::string_view key, const std::array<std::string_view, Parts>& parts) {
-    if (begins_with(key, peft_prefix))
-        for (std::size_t i = 0; i < Parts; ++i)
-            if (ends_with(key, parts[i]) && key.size() > peft_prefix.size() + parts[i].size()) {
-                key.remove_prefix(peft_prefix.size());
-                key.remove_suffix(parts[i].size());
-                return {key, i};
-            }
-    return {{}, 0};
-}
-
-/// Calls `use(layer, tensors)` for each layer of an adapter, with one tensor for each of `parts`.
-/// Returns the names of the tensors that belong to modules_to_save, which are the file's.
-///
-/// Errors: a layer that lacks a part; a tensor that is no part of a layer, nor of modules_to_save;
-/// a layer that the configuration excludes; none at all.
-template <std::size_t Parts, class Use>
-std::vector<std::string_view>
-for_each_adapted_layer(const peft_config& config, const safetensors_file& file,
-                       const std::array<std::string_view, Parts>& parts, Use&& use) {
-    layer_rules rules(config);
-    std::vector<std::string_view> saved;
-    bool any = false;
-    for (const auto& [key, stored] : file.tensors()) {
-        const auto [layer, part] = split_key(key, parts);
-        if (layer.empty()) {
-            if (!rules.is_saved(key))
-                file.fail(key, "a tensor of an adapter of type " + config.type(), "an unknown one",
-                          stored.first);
-            saved.emplace_back(key);
-            continue;
-        }
-        std::array<const safetensors_tensor*, Parts> tensors{};
-        for (std::size_t i = 0; i < Parts; ++i) {
-            const auto found = file.tensors().find(peft_key(layer, parts[i]));
-            if (found == file.tensors().end())
-                file.fail(key, "a tensor '..." + std::string(parts[i]) + "' beside it", "none",
-                          stored.first);
-            tensors[i] = &found->second;
-        }
-        if (part != 0) continue; // the layer comes with its first part
-        any = true;
-        rules.require_adapted(layer);
-        use(layer, tensors);
-    }
-    if (!any)
-        raise("peft: " + file.name() + ": tensors: expected those of at least one layer, got none");
-    return saved;
-}
-
-/// Errors: a tensor without the given extents (any_extent: every number from 1), or of a type
-/// without fractions.
-template <std::size_t Rank>
-void require_adapter_tensor(const safetensors_file& file, std::string_view key,
-                            const safetensors_tensor& stored,
-                            const std::array<index_t, Rank>& expected, const char* meaning) {
-    bool fits = stored.rank == Rank;
-    std::string text = "[";
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
-        const index_t extent = stored.extents[axis];
-        fits = fits && (expected[axis] == any_extent ? extent >= 1 : extent == expected[axis]);
-        text +=
-            (axis == 0 ? "" : ", ") +
-            (expected[axis] == any_extent ? std::string("any") : std::to_string(expected[axis]));
-    }
-    if (!fits)
-        file.fail(key, "extents " + text + "], " + meaning, extents_text(stored), stored.first);
-    if (!is_floating(stored.type))
-        file.fail(key, "F64, F32, F16 or BF16", dtype_name(stored.type), stored.first);
-}
-
 /// Writes the two files of an adapter. Errors: they cannot be written.
 inline void write_adapter(const std::filesystem::path& folder, const peft_config& config,
                           const safetensors_writer& tensors) {
     std::error_code problem;
     std::filesystem::create_directories(folder, problem);
     if (problem)
-        raise("peft: " + printable(folder.string()) +
-              ": folder: expected one that can be written to, got " + problem.message());
+        raise("peft: " + path_text(folder) + ": folder: expected one that can be written to, got " +
+              problem.message());
     tensors.write(folder / peft_tensors_file);
     config.write(folder);
 }
 
 } // namespace detail
 
-/// An adapter of PEFT: its configuration, the file of its tensors, and the layers that are in it.
-/// What poly_checkpoint, lora_checkpoint and ia3_checkpoint have in common.
-template <class Config, class Layer>
+/// Opens the file of tensors in an adapter's folder. Errors: no folder; the file is not there,
+/// which says what is there in its place; as of safetensors_file.
+inline safetensors_file open_peft_tensors(const std::filesystem::path& folder,
+                                          file_access access = file_access::map) {
+    detail::require_folder(folder);
+    std::error_code ignored;
+    const auto is_there = [&](const char* name) {
+        return std::filesystem::exists(folder / name, ignored);
+    };
+    struct other_file {
+        const char* name;
+        const char* advice;
+    };
+    if (!is_there(peft_tensors_file))
+        for (const auto& [name, advice] :
+             {other_file{"adapter_model.bin", "load the adapter in Python and save it again, with "
+                                              "save_pretrained(folder, safe_serialization=True)"},
+              other_file{"adapter_model.safetensors.index.json",
+                         "tensors in several files are not read: save them in one"},
+              other_file{"adapters.safetensors",
+                         "MLX's format is not read: convert the adapter to PEFT's"}})
+            if (is_there(name))
+                raise("peft: " + path_text(folder) + ": folder: expected " + peft_tensors_file +
+                      ", got " + name + " alone: " + advice);
+    return safetensors_file(folder / peft_tensors_file, access);
+}
+
+/// An adapter of PEFT: its configuration, the file of its tensors, and the layers that are in it,
+/// of so many tensors each. What poly_checkpoint, lora_checkpoint and ia3_checkpoint have in
+/// common.
+template <class Config, class Layer, std::size_t Parts>
 class peft_checkpoint {
   public:
     /// One adapted layer.
@@ -191,8 +89,26 @@ class peft_checkpoint {
     /// In the order of their names, which are valid as long as this is.
     [[nodiscard]] const std::vector<Layer>& layers() const noexcept { return layers_; }
 
-    /// Names of the tensors of modules_to_save, which are no part of a layer; valid as long.
-    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept { return saved_; }
+    /// Names, in the file, of a layer's tensors; valid as long. Errors: no layer of this.
+    [[nodiscard]] std::array<std::string_view, Parts> tensor_names(const Layer& of) const {
+        std::array<std::string_view, Parts> names;
+        const auto stored = sorted_.tensors(of.name);
+        for (std::size_t part = 0; part < Parts; ++part)
+            names[part] = stored[part]->first;
+        return names;
+    }
+
+    /// Names, in the file, of the tensors that were trained whole and are no part of a layer: those
+    /// of modules_to_save, and embeddings and heads that PEFT saves by itself, as after the
+    /// vocabulary was resized. The adapter was trained with them in the place of the base model's.
+    /// Valid as long.
+    [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept {
+        return sorted_.saved();
+    }
+
+    /// Sentences to show to whoever loads the adapter: names of tensors that were unusual and how
+    /// they were read, whole tensors that the configuration does not name. Mostly none.
+    [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return sorted_.notes(); }
 
   protected:
     /// Without layers yet.
@@ -200,25 +116,26 @@ class peft_checkpoint {
         : config_(std::move(config)), tensors_(std::move(tensors)) {}
 
     /// The layers are what `describe(name, tensors)` returns for each, with one tensor for each of
-    /// `parts`. Errors: as of for_each_adapted_layer, and those of `describe`.
-    template <std::size_t Parts, class Describe>
-    void find_layers(const std::array<std::string_view, Parts>& parts, Describe&& describe) {
-        saved_ = detail::for_each_adapted_layer(
-            config_.json(), tensors_, parts,
-            [&](std::string_view name, const std::array<const safetensors_tensor*, Parts>& stored) {
-                layers_.push_back(describe(name, stored));
-            });
-        // Names of tensors sort otherwise, as in "a-b.weight", "a.weight".
-        std::sort(layers_.begin(), layers_.end(),
-                  [](const Layer& a, const Layer& b) { return a.name < b.name; });
+    /// `parts`. Errors: as of detail::peft_tensors, and those of `describe`.
+    template <class Describe>
+    void find_layers(const std::array<detail::peft_part, Parts>& parts, Describe&& describe) {
+        sorted_ = detail::peft_tensors<Parts>(config_.json(), tensors_, parts);
+        layers_.reserve(sorted_.layers());
+        for (std::size_t i = 0; i < sorted_.layers(); ++i)
+            layers_.push_back(describe(sorted_.layer(i), sorted_.tensors(i)));
+    }
+
+    /// The name, in the file, of one of a layer's tensors.
+    [[nodiscard]] const std::string& stored_name(const Layer& of, std::size_t part) const {
+        return sorted_.tensors(of.name)[part]->first;
     }
 
     Config config_;            ///< as it was read
     safetensors_file tensors_; ///< all of them
 
   private:
+    detail::peft_tensors<Parts> sorted_;
     std::vector<Layer> layers_;
-    std::vector<std::string_view> saved_;
 };
 
 /// Collects the layers of an adapter and writes the folder that PEFT reads. What it is given are
@@ -226,9 +143,10 @@ class peft_checkpoint {
 template <class Config>
 class peft_checkpoint_writer {
   public:
-    /// Adds a tensor of modules_to_save as it is in the file that it came from.
+    /// Adds a tensor that was trained whole as it is in the file that it came from, under the name
+    /// that PEFT gives to it.
     void add_saved(const safetensors_file& file, std::string_view name) {
-        tensors_.add(file, std::string(name));
+        tensors_.add(file, std::string(name), detail::as_peft_writes(name));
     }
 
     /// Writes both files, in place of those that are there. Errors: they cannot be written.
@@ -243,6 +161,12 @@ class peft_checkpoint_writer {
     /// Without layers yet.
     explicit peft_checkpoint_writer(Config config) : config_(std::move(config)) {
         tensors_.set_metadata("format", "pt"); // as PEFT does
+    }
+
+    /// Adds one of a layer's tensors under PEFT's name for it, as safetensors_writer::add does.
+    template <class... View>
+    void add_part(std::string_view layer, const detail::peft_part& part, const View&... view) {
+        tensors_.add(detail::peft_key(layer, part.text()), view...);
     }
 
     Config config_;              ///< of the adapter

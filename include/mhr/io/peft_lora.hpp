@@ -27,6 +27,7 @@
 /// Plain adapters of PEFT's type LORA, in and out. A layer M has two tensors:
 ///     base_model.model.M.lora_A.weight [rank, in_features]     our a, transposed
 ///     base_model.model.M.lora_B.weight [out_features, rank]    our b, transposed
+/// Names as other programs leave them (peft_names.hpp) are read, too.
 /// Variants that compute something else (DoRA, aLoRA, biases, convolutions, ...) are errors.
 
 namespace mhr {
@@ -35,9 +36,9 @@ inline namespace MHR_ISA {
 /// The configuration of a plain adapter (PEFT's LoraConfig).
 class lora_config {
   public:
-    /// Takes one of a file. Errors: another type, unknown keys, values of another kind, variants
-    /// that are not known here, initialisations that change the base weights as well (pissa,
-    /// olora, corda, loftq, ...).
+    /// Takes one of a file. Errors: another type, unknown keys of a value, values of another kind,
+    /// variants that are not known here, initialisations that change the base weights as well
+    /// (pissa, olora, corda, loftq, ...).
     explicit lora_config(peft_config config) : config_(std::move(config)) {
         using detail::key_kind;
         static constexpr detail::key_rule rules[] = {{"alora_invocation_tokens", key_kind::off},
@@ -75,25 +76,26 @@ class lora_config {
         config_.require_keys("LORA", rules);
         const auto& fields = config_.fields();
         if (config_.has("bias") && fields["bias"] != "none")
-            config_.fail("bias", "'none'", text_of(fields["bias"]));
+            config_.fail("bias", "'none'", detail::value_text(fields["bias"]));
         if (config_.has("init_lora_weights")) {
             const auto& start = fields["init_lora_weights"];
             if (!start.is_boolean() && start != "gaussian" && start != "eva" &&
-                start != "orthogonal")
+                start != "orthogonal" && start != "mica")
                 config_.fail("init_lora_weights",
-                             "true, false, 'gaussian', 'eva' or 'orthogonal' (others change the "
-                             "base weights)",
-                             text_of(start));
+                             "true, false, null, 'gaussian', 'eva', 'orthogonal' or 'mica' (others "
+                             "change the base weights)",
+                             detail::value_text(start));
         }
         if (config_.has("rank_pattern"))
             for (const auto& rank : fields["rank_pattern"])
                 if (!detail::fits(rank, key_kind::count))
-                    config_.fail("rank_pattern", detail::describe(key_kind::count), text_of(rank));
+                    config_.fail("rank_pattern", detail::describe(key_kind::count),
+                                 detail::value_text(rank));
         const bool regular = config_.has("target_modules") && fields["target_modules"].is_string();
         for (const char* key : {"layers_to_transform", "layers_pattern"})
             if (regular && config_.has(key))
                 config_.fail(key, "null beside a regular expression in 'target_modules'",
-                             text_of(fields[key]));
+                             detail::value_text(fields[key]));
     }
 
     /// A new one, with PEFT's other defaults; the scale is alpha / rank.
@@ -168,9 +170,6 @@ class lora_config {
     }
 
   private:
-    static std::string text_of(const nlohmann::ordered_json& value) {
-        return printable(value.dump(-1, ' ', true), 60);
-    }
     /// PEFT declares lora_alpha as an integer.
     static nlohmann::ordered_json as_number(double number) {
         if (number == std::floor(number) && std::abs(number) < 1e9)
@@ -188,47 +187,48 @@ struct lora_layer {
     index_t out_features;  ///< of y
     index_t rank;          ///< by rank_pattern, or r
     double scale;          ///< what x a b is multiplied by
-    dtype type;            ///< of both matrices
+    dtype type;            ///< of both matrices, or the least that holds both
+    bool one_type;         ///< both are stored as `type`: only then are there views of them
 };
 
 /// A plain adapter, its tensors views into the file.
-class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer> {
+class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer, 2> {
   public:
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
     /// files; a tensor without fractions.
     explicit lora_checkpoint(const std::filesystem::path& folder,
                              file_access access = file_access::map)
         : lora_checkpoint(lora_config(peft_config::read(folder)),
-                          safetensors_file(folder / peft_tensors_file, access)) {}
+                          open_peft_tensors(folder, access)) {}
 
     /// Takes the two from anywhere. The same errors.
     lora_checkpoint(lora_config config, safetensors_file tensors)
         : peft_checkpoint(std::move(config), std::move(tensors)) {
         using namespace detail;
         lora_config::layer_values values(config_);
-        find_layers(parts, [&](std::string_view name,
-                               const std::array<const safetensors_tensor*, 2>& stored) {
-            const auto& [a, b] = stored;
+        find_layers(parts, [&](std::string_view name, const peft_tensors<2>::of_layer& stored) {
             const index_t rank = values.rank(name);
             constexpr const char* meaning = "as r and rank_pattern of the configuration say";
-            require_adapter_tensor<2>(tensors_, peft_key(name, part_a), *a, {rank, any_extent},
-                                      meaning);
-            require_adapter_tensor<2>(tensors_, peft_key(name, part_b), *b, {any_extent, rank},
-                                      meaning);
-            if (a->type != b->type)
-                tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
-                              b->first);
-            return lora_layer{name, a->extents[1],      b->extents[0],
-                              rank, values.scale(name), a->type};
+            require_adapter_tensor<2>(tensors_, *stored[part_a], {rank, any_extent}, meaning);
+            require_adapter_tensor<2>(tensors_, *stored[part_b], {any_extent, rank}, meaning);
+            const safetensors_tensor& a = stored[part_a]->second;
+            const safetensors_tensor& b = stored[part_b]->second;
+            return lora_layer{name,
+                              a.extents[1],
+                              b.extents[0],
+                              rank,
+                              values.scale(name),
+                              dtype_of_both(a.type, b.type),
+                              a.type == b.type};
         });
     }
 
     /// The matrices of a layer where they are in the file. Errors: another type than they are
-    /// stored as (safetensors_file::view).
+    /// stored as, which may differ: `read` copies those (safetensors_file::view).
     template <class T>
     [[nodiscard]] lora<const T> adapter(const layer& of) const {
-        return {tensors_.view<T, 2>(detail::peft_key(of.name, part_a)).transpose(0, 1),
-                tensors_.view<T, 2>(detail::peft_key(of.name, part_b)).transpose(0, 1)};
+        return {tensors_.view<T, 2>(stored_name(of, part_a)).transpose(0, 1),
+                tensors_.view<T, 2>(stored_name(of, part_b)).transpose(0, 1)};
     }
 
     /// Copies of them in any type with fractions, of any strides, rounded to it once. Errors: a
@@ -239,15 +239,15 @@ class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer> {
         // Both, before either is written.
         require_output(function, "to.a", to.a, {of.in_features, of.rank});
         require_output(function, "to.b", to.b, {of.rank, of.out_features});
-        tensors_.read(detail::peft_key(of.name, part_a), to.a.transpose(0, 1));
-        tensors_.read(detail::peft_key(of.name, part_b), to.b.transpose(0, 1));
+        tensors_.read(stored_name(of, part_a), to.a.transpose(0, 1));
+        tensors_.read(stored_name(of, part_b), to.b.transpose(0, 1));
     }
 
   private:
     friend class lora_checkpoint_writer;
-    static constexpr std::string_view part_a = ".lora_A.weight";
-    static constexpr std::string_view part_b = ".lora_B.weight";
-    static constexpr std::array<std::string_view, 2> parts{part_a, part_b};
+    static constexpr std::size_t part_a = 0, part_b = 1;
+    static constexpr std::array<detail::peft_part, 2> parts{
+        {{".lora_A", ".weight"}, {".lora_B", ".weight"}}};
 };
 
 /// Collects the layers of a plain adapter and writes the folder that PEFT and other engines read.
@@ -268,8 +268,9 @@ class lora_checkpoint_writer : public peft_checkpoint_writer<lora_config> {
         require_input(function, "adapter.a", adapter.a, {any_extent, rank});
         require_input(function, "adapter.b", adapter.b, {rank, any_extent});
         detail::layer_rules(config_.json()).require_adapted(name);
-        tensors_.add(detail::peft_key(name, lora_checkpoint::part_a), adapter.a.transpose(0, 1));
-        tensors_.add(detail::peft_key(name, lora_checkpoint::part_b), adapter.b.transpose(0, 1));
+        using files = lora_checkpoint;
+        add_part(name, files::parts[files::part_a], adapter.a.transpose(0, 1));
+        add_part(name, files::parts[files::part_b], adapter.b.transpose(0, 1));
     }
 };
 

@@ -22,6 +22,13 @@
 namespace mhr {
 inline namespace MHR_ISA {
 
+/// What becomes of tensors that an adapter has beside its layers, such as a head that was trained
+/// with it: an inventory has no place for them.
+enum class saved_tensors {
+    refuse,   ///< they are an error
+    leave_out ///< the caller knows of them
+};
+
 /// Plain adapters of one base model, of whatever ranks, scales, types and layers, seen layer by
 /// layer. The adapters must outlive it.
 class lora_checkpoint_library {
@@ -32,18 +39,26 @@ class lora_checkpoint_library {
         index_t in_features;   ///< of x
         index_t out_features;  ///< of y
         index_t rank;          ///< the greatest among the adapters
+        index_t adapters;      ///< how many of them have it: zeros stand for the others
     };
 
-    /// Errors: no adapter; adapters that differ in the features of a layer.
-    explicit lora_checkpoint_library(const std::vector<lora_checkpoint>& adapters)
+    /// Errors: no adapter; adapters that differ in the features of a layer; one with tensors beside
+    /// its layers (lora_checkpoint::saved), unless `beside` says that they may be left out.
+    explicit lora_checkpoint_library(const std::vector<lora_checkpoint>& adapters,
+                                     saved_tensors beside = saved_tensors::refuse)
         : adapters_(adapters) {
         if (adapters.empty()) raise("lora_checkpoint_library: adapters: expected one, got none");
         std::map<std::string_view, layer> by_name;
-        for (const lora_checkpoint& adapter : adapters)
+        for (const lora_checkpoint& adapter : adapters) {
+            if (beside == saved_tensors::refuse && !adapter.saved().empty())
+                raise("lora_checkpoint_library: adapters: expected no tensors beside their layers, "
+                      "or saved_tensors::leave_out from a host that takes care of them, got " +
+                      detail::in_quotes(adapter.saved().front()) + " in " +
+                      adapter.tensors().name());
             for (const auto& one : adapter.layers()) {
                 layer& all = by_name
                                  .emplace(one.name, layer{one.name, one.in_features,
-                                                          one.out_features, one.rank})
+                                                          one.out_features, one.rank, 0})
                                  .first->second;
                 if (one.in_features != all.in_features || one.out_features != all.out_features)
                     raise(
@@ -51,9 +66,13 @@ class lora_checkpoint_library {
                         detail::in_quotes(one.name) + ", got others in " +
                         adapter.tensors().name());
                 all.rank = std::max(all.rank, one.rank);
+                ++all.adapters;
             }
+        }
         for (const auto& [name, all] : by_name)
             layers_.push_back(all);
+        for (const lora_checkpoint& adapter : adapters)
+            tell_of(adapter);
     }
 
     /// Number of adapters.
@@ -63,6 +82,10 @@ class lora_checkpoint_library {
 
     /// The layers that any of the adapters has, in the order of their names.
     [[nodiscard]] const std::vector<layer>& layers() const noexcept { return layers_; }
+
+    /// Sentences to show to whoever made the library: layers that an adapter lacks, and adapters of
+    /// another base model than the first that names one. Mostly none, at most two an adapter.
+    [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
 
     /// Copies one layer of all adapters into a pool, padded with zeros up to the pool's rank, the
     /// scale of each in its b; an adapter without that layer changes nothing of it: zeros.
@@ -98,6 +121,30 @@ class lora_checkpoint_library {
     }
 
   private:
+    /// Notes what is unusual about an adapter among the others.
+    void tell_of(const lora_checkpoint& adapter) {
+        const std::string file = adapter.tensors().name();
+        const auto& its = adapter.layers();
+        if (its.size() != layers_.size()) {
+            // Both are in order: the first one where they part.
+            std::size_t i = 0;
+            while (i < its.size() && its[i].name == layers_[i].name)
+                ++i;
+            notes_.push_back(file + ": lacks " + std::to_string(layers_.size() - its.size()) +
+                             " of the library's " + std::to_string(layers_.size()) +
+                             " layers, such as " + detail::in_quotes(layers_[i].name) +
+                             ": zeros stand for them");
+        }
+        constexpr const char* key = "base_model_name_or_path";
+        const peft_config& config = adapter.config().json();
+        if (!config.has(key)) return;
+        const auto& base = config.fields()[key].get_ref<const std::string&>();
+        if (base_model_.empty()) base_model_ = base;
+        if (base != base_model_)
+            notes_.push_back(file + ": is of the base model " + detail::in_quotes(base) +
+                             ", others of " + detail::in_quotes(base_model_));
+    }
+
     /// By way of a copy in a type that holds what is stored, so that a product with the scale is
     /// rounded once. Without `stored`, an adapter of rank 0: zeros.
     template <class T, class M>
@@ -118,6 +165,8 @@ class lora_checkpoint_library {
 
     const std::vector<lora_checkpoint>& adapters_;
     std::vector<layer> layers_;
+    std::vector<std::string> notes_;
+    std::string_view base_model_; ///< of the first adapter that names one
 };
 
 } // namespace MHR_ISA

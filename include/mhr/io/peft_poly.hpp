@@ -26,7 +26,8 @@
 ///     base_model.model.M.poly_lora_A [n_splits, n_skills, in_features / n_splits, r]
 ///     base_model.model.M.poly_lora_B [n_splits, n_skills, r, out_features / n_splits]
 ///     base_model.model.M.poly_router.module_logits [n_tasks, n_splits n_skills]
-/// which are inventory.a, inventory.b and the logits as they lie; the scale is 1 / r.
+/// which are inventory.a, inventory.b and the logits as they lie; the scale is 1 / r. Names as
+/// other programs leave them (peft_names.hpp) are read, too.
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -34,8 +35,8 @@ inline namespace MHR_ISA {
 /// The configuration of a Poly adapter (PEFT's PolyConfig).
 class poly_config {
   public:
-    /// Takes one of a file. Errors: another type, unknown keys, values of another kind (see
-    /// peft_config.hpp).
+    /// Takes one of a file. Errors: another type, unknown keys of a value, values of another kind
+    /// (see peft_config.hpp).
     explicit poly_config(peft_config config) : config_(std::move(config)) {
         using detail::key_kind;
         static constexpr detail::key_rule rules[] = {
@@ -98,19 +99,20 @@ class poly_config {
 struct poly_layer {
     std::string_view name; ///< such as encoder.block.0.layer.0.SelfAttention.q
     lora_shape shape;      ///< the same heads, modules and rank for all layers
-    dtype modules_type;    ///< of both matrices
+    dtype modules_type;    ///< of both matrices, or the least that holds both
     dtype logits_type;     ///< of its router
+    bool one_type;         ///< both are stored as `modules_type`: only then are there views of them
 };
 
 /// A Poly adapter, its tensors views into the file.
-class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer> {
+class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer, 3> {
   public:
     /// Opens an adapter's folder. Errors: what is unreadable, unknown or contradictory in its two
     /// files; a tensor without fractions.
     explicit poly_checkpoint(const std::filesystem::path& folder,
                              file_access access = file_access::map)
         : poly_checkpoint(poly_config(peft_config::read(folder)),
-                          safetensors_file(folder / peft_tensors_file, access)) {}
+                          open_peft_tensors(folder, access)) {}
 
     /// Takes the two from anywhere. The same errors.
     poly_checkpoint(poly_config config, safetensors_file tensors)
@@ -120,25 +122,21 @@ class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer> {
         const index_t modules = config_.modules();
         const index_t rank = config_.rank();
         const index_t columns = saturating_product(heads, modules);
-        find_layers(parts, [&](std::string_view name,
-                               const std::array<const safetensors_tensor*, 3>& stored) {
-            const auto& [a, b, logits] = stored;
-            require_adapter_tensor<4>(tensors_, peft_key(name, part_a), *a,
-                                      {heads, modules, any_extent, rank},
-                                      "as n_splits, n_skills and r of the configuration say");
-            require_adapter_tensor<4>(tensors_, peft_key(name, part_b), *b,
-                                      {heads, modules, rank, any_extent},
-                                      "as n_splits, n_skills and r of the configuration say");
-            require_adapter_tensor<2>(tensors_, peft_key(name, part_logits), *logits,
-                                      {config_.tasks(), columns},
+        find_layers(parts, [&](std::string_view name, const peft_tensors<3>::of_layer& stored) {
+            constexpr const char* meaning = "as n_splits, n_skills and r of the configuration say";
+            require_adapter_tensor<4>(tensors_, *stored[part_a], {heads, modules, any_extent, rank},
+                                      meaning);
+            require_adapter_tensor<4>(tensors_, *stored[part_b], {heads, modules, rank, any_extent},
+                                      meaning);
+            require_adapter_tensor<2>(tensors_, *stored[part_logits], {config_.tasks(), columns},
                                       "as n_tasks and n_splits n_skills of the configuration say");
-            if (a->type != b->type)
-                tensors_.fail(peft_key(name, part_b), dtype_name(a->type), dtype_name(b->type),
-                              b->first);
+            const safetensors_tensor& a = stored[part_a]->second;
+            const safetensors_tensor& b = stored[part_b]->second;
             return poly_layer{name,
-                              {heads, modules, heads * a->extents[2], heads * b->extents[3], rank},
-                              a->type,
-                              logits->type};
+                              {heads, modules, heads * a.extents[2], heads * b.extents[3], rank},
+                              dtype_of_both(a.type, b.type),
+                              stored[part_logits]->second.type,
+                              a.type == b.type};
         });
     }
 
@@ -147,13 +145,12 @@ class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer> {
     /// @{
     template <class T>
     [[nodiscard]] lora_inventory<const T> inventory(const layer& of) const {
-        return {tensors_.view<T, 4>(detail::peft_key(of.name, part_a)),
-                tensors_.view<T, 4>(detail::peft_key(of.name, part_b))};
+        return {tensors_.view<T, 4>(stored_name(of, part_a)),
+                tensors_.view<T, 4>(stored_name(of, part_b))};
     }
     template <class T>
     [[nodiscard]] tensor_view<const T, 3> logits(const layer& of) const {
-        return tensors_.view<T, 2>(detail::peft_key(of.name, part_logits))
-            .split(1, config_.heads());
+        return tensors_.view<T, 2>(stored_name(of, part_logits)).split(1, config_.heads());
     }
     /// @}
 
@@ -167,22 +164,21 @@ class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer> {
         // Both, before either is written.
         require_output(function, "to.a", to.a, {heads, modules, in_features / heads, rank});
         require_output(function, "to.b", to.b, {heads, modules, rank, out_features / heads});
-        tensors_.read(detail::peft_key(of.name, part_a), to.a);
-        tensors_.read(detail::peft_key(of.name, part_b), to.b);
+        tensors_.read(stored_name(of, part_a), to.a);
+        tensors_.read(stored_name(of, part_b), to.b);
     }
     template <class T>
     void read_logits(const layer& of, tensor_view<T, 3> to) const {
-        tensors_.read(detail::peft_key(of.name, part_logits), to,
+        tensors_.read(stored_name(of, part_logits), to,
                       std::array<index_t, 2>{config_.tasks(), config_.heads() * config_.modules()});
     }
     /// @}
 
   private:
     friend class poly_checkpoint_writer;
-    static constexpr std::string_view part_a = ".poly_lora_A";
-    static constexpr std::string_view part_b = ".poly_lora_B";
-    static constexpr std::string_view part_logits = ".poly_router.module_logits";
-    static constexpr std::array<std::string_view, 3> parts{part_a, part_b, part_logits};
+    static constexpr std::size_t part_a = 0, part_b = 1, part_logits = 2;
+    static constexpr std::array<detail::peft_part, 3> parts{
+        {{".poly_lora_A", ""}, {".poly_lora_B", ""}, {".poly_router", ".module_logits"}}};
 };
 
 /// Collects the layers of a Poly adapter and writes the folder that PEFT's `from_pretrained` reads.
@@ -209,10 +205,11 @@ class poly_checkpoint_writer : public peft_checkpoint_writer<poly_config> {
                       {heads, modules, config_.rank(), any_extent});
         require_input(function, "logits", logits, {config_.tasks(), heads, modules});
         detail::layer_rules(config_.json()).require_adapted(name);
-        tensors_.add(detail::peft_key(name, poly_checkpoint::part_a), inventory.a);
-        tensors_.add(detail::peft_key(name, poly_checkpoint::part_b), inventory.b);
-        tensors_.add(detail::peft_key(name, poly_checkpoint::part_logits), logits,
-                     std::array<index_t, 2>{config_.tasks(), heads * modules});
+        using files = poly_checkpoint;
+        add_part(name, files::parts[files::part_a], inventory.a);
+        add_part(name, files::parts[files::part_b], inventory.b);
+        add_part(name, files::parts[files::part_logits], logits,
+                 std::array<index_t, 2>{config_.tasks(), heads * modules});
     }
 };
 

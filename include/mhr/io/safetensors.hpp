@@ -18,6 +18,8 @@
 #include <mhr/core/scalar.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/io/dtype.hpp>
+#include <mhr/io/file_path.hpp>
+#include <mhr/io/foreign_content.hpp>
 #include <mhr/io/json.hpp>
 #include <mhr/io/mapped_file.hpp>
 #include <mhr/io/printable.hpp>
@@ -75,8 +77,7 @@ class safetensors_file {
     /// Opens a file. Errors: what mapped_file and the format refuse; more than the limits above.
     explicit safetensors_file(const std::filesystem::path& path,
                               file_access access = file_access::map)
-        : name_(printable(path.string())), file_(path, access), data_(file_.data()),
-          size_(file_.size()) {
+        : name_(path_text(path)), file_(path, access), data_(file_.data()), size_(file_.size()) {
         read_header();
     }
 
@@ -188,6 +189,8 @@ class safetensors_file {
     void read_header() {
         if (!detail::is_little_endian())
             raise(prefix() + "data: expected a little-endian machine, got another");
+        detail::require_no_foreign_content("safetensors: " + name_, "a safetensors file",
+                                           {reinterpret_cast<const char*>(data_), size_});
         if (size_ < length_bytes)
             raise(prefix() + "header: expected its length in 8 bytes, got a file of " +
                   std::to_string(size_));
