@@ -36,6 +36,7 @@
 #define MHR_ISA                                                                                    \
     MHR_ISA_JOIN(MHR_ISA_BASE, MHR_ISA_BITS, MHR_ISA_OF_AVX, MHR_ISA_OF_AVX512, MHR_ISA_OF_OTHERS, \
                  MHR_ISA_OF_NUMBERS)
+/// \cond
 
 // The newest of those sets of which each contains the ones before.
 #if defined(__AVX512F__)
@@ -106,4 +107,5 @@
     MHR_ISA_JOIN(MHR_ISA_PART(__FAST_MATH__, fast), MHR_ISA_PART(__FINITE_MATH_ONLY__, finite),    \
                  MHR_ISA_PART(__ASSOCIATIVE_MATH__, associative),                                  \
                  MHR_ISA_PART(_M_FP_FAST, fp_fast), , )
+/// \endcond
 #endif
