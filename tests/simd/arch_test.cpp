@@ -89,7 +89,6 @@ TEST_CASE("where there are no vectors, one number is a vector") {
     CHECK(detail::lanes<float, without_vectors> == 1);
     CHECK(detail::lanes<double, without_vectors> == 1);
     CHECK(std::is_same_v<detail::piece_arch<without_vectors>, without_vectors>);
-    CHECK(detail::has_32_registers<without_vectors> == detail::has_32_registers<default_arch>);
 }
 
 // Types of architectures are declared everywhere. Those of the same instructions have vectors of
