@@ -8,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include <mhr/core/scalar.hpp>
 #include <mhr/simd/half_vectors.hpp>
 
 #include "support/architectures.hpp"

@@ -139,7 +139,7 @@ S average_correction(index_t heads, std::size_t modules) {
 template <class S>
 bool is_detached(const routing_options<S>& options, const std::vector<S>& s) {
     for (const S& gate : s)
-        if (detail::real_part(gate) != 0) return false;
+        if (!mhr::detail::is_exactly(detail::real_part(gate), 0)) return false;
     return options.detached_when_off;
 }
 

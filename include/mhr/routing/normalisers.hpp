@@ -238,7 +238,7 @@ struct detached_when_off_normaliser {
     void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         bool is_off = true;
         for (index_t m = 0; m < shape.modules && is_off; ++m)
-            is_off = s(m) == 0;
+            is_off = detail::is_exactly(s(m), 0);
         if (!is_off) normaliser.template backward<A>(shape, s, d_w, add);
     }
     void validate(const char* function, index_t heads, index_t modules) const {
