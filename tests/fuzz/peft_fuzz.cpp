@@ -145,7 +145,8 @@ void check_export(const poly_checkpoint& adapter, std::optional<std::int64_t> ta
         const auto& routed = adapter.layers()[i];
         must(layer.name == routed.name && layer.in_features == routed.shape.in_features &&
                  layer.out_features == routed.shape.out_features &&
-                 layer.rank == routed.shape.rank && layer.scale == adapter.config().scale(),
+                 layer.rank == routed.shape.rank &&
+                 mhr::detail::is_exactly(layer.scale, adapter.config().scale()),
              "an export's layers have the adapter's shapes and scale");
     }
 }

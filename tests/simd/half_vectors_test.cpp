@@ -192,7 +192,7 @@ TEST_CASE_TEMPLATE("every 16-bit pattern is the number that its format defines",
         std::size_t wrong = 0;
         for (std::size_t i = 0; i < patterns.size(); ++i) {
             const auto magnitude = static_cast<int>(i & 0x7FFF);
-            const float size = std::abs(got[i]);
+            const auto size = static_cast<double>(std::abs(got[i]));
             const bool right = magnitude > Format::infinity ? std::isnan(size)
                                : magnitude == Format::infinity
                                    ? std::isinf(size)
