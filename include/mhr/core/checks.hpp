@@ -26,13 +26,6 @@ void require_that(bool condition, const char* function, const char* argument, Ex
               actual());
 }
 
-/// What io/ still calls it.
-template <class Expected, class Actual>
-void require(bool condition, const char* function, const char* argument, Expected&& expected,
-             Actual&& actual) {
-    require_that(condition, function, argument, expected, actual);
-}
-
 namespace detail {
 
 inline std::string to_text(const index_t* numbers, std::size_t count) {

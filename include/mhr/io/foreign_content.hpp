@@ -28,7 +28,7 @@ inline const char* foreign_content(std::string_view bytes) {
     constexpr std::size_t looked_at = 64;
     std::string_view page = bytes.substr(0, looked_at);
     if (begins("\xef\xbb\xbf")) page.remove_prefix(3);
-    page.remove_prefix(std::min(page.find_first_not_of(" \t\r\n"), page.size()));
+    page.remove_prefix((std::min)(page.find_first_not_of(" \t\r\n"), page.size()));
     for (const std::string_view tag : {"<!doctype", "<html", "<head", "<?xml"})
         if (page.size() >= tag.size() &&
             std::equal(tag.begin(), tag.end(), page.begin(), [](char wanted, char c) {

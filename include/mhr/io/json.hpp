@@ -163,7 +163,7 @@ class json_members {
 
     bool parse_error(std::size_t, const string_t&, const json::exception& problem) {
         std::string_view text = problem.what();
-        text.remove_prefix(std::min(text.find(']') + 2, text.size())); // its number
+        text.remove_prefix((std::min)(text.find(']') + 2, text.size())); // its number
         source_.fail("JSON", "well-formed JSON", printable(text), position_.offset);
     }
 
@@ -212,12 +212,12 @@ class json_members {
     Member& member_;
     bool outermost_ = true; ///< the outermost object is yet to come
     std::size_t members_ = 0;
-    std::string name_; ///< of the member
+    std::string name_{}; ///< of the member
     std::size_t name_offset_ = 0;
-    json value_;
+    json value_{};
     std::size_t values_ = 0;
-    std::vector<json*> open_; ///< objects and arrays inside the member, outer ones first
-    std::string key_;
+    std::vector<json*> open_{}; ///< objects and arrays inside the member, outer ones first
+    std::string key_{};
 };
 
 } // namespace detail

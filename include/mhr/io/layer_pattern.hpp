@@ -213,15 +213,16 @@ class layer_pattern {
         case 'D':
             return ~range('0', '9');
         case 'w':
-            return word();
+            return word_characters();
         case 'W':
-            return ~word();
+            return ~word_characters();
         default:
-            if (word()[static_cast<unsigned char>(c)]) fail(std::string("'\\") + c + "'");
+            if (word_characters()[static_cast<unsigned char>(c)])
+                fail(std::string("'\\") + c + "'");
             return byte_set().set(static_cast<unsigned char>(c));
         }
     }
-    static byte_set word() {
+    static byte_set word_characters() {
         return range('0', '9') | range('a', 'z') | range('A', 'Z') | range('_', '_');
     }
 
@@ -287,8 +288,8 @@ class layer_pattern {
         std::size_t result = 0;
         const std::size_t first = at_;
         while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9')
-            result = std::min(result * 10 + static_cast<std::size_t>(text_[at_++] - '0'),
-                              most_states + 1);
+            result = (std::min)(result * 10 + static_cast<std::size_t>(text_[at_++] - '0'),
+                                most_states + 1);
         if (at_ == first) fail("no number in '{}'");
         return result;
     }
@@ -296,8 +297,8 @@ class layer_pattern {
     std::string_view text_;
     const std::string& where_;
     std::size_t at_ = 0;
-    std::vector<byte_set> sets_;
-    fragment program_;
+    std::vector<byte_set> sets_{};
+    fragment program_{};
 };
 
 /// True if a layer is one that PEFT's `(.*\.)?(pattern)$` finds: most patterns are the last parts

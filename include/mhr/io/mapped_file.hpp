@@ -13,6 +13,7 @@
 
 #include <mhr/config.hpp>
 #include <mhr/core/error.hpp>
+#include <mhr/core/tensor_view.hpp>
 #include <mhr/io/file_path.hpp>
 
 #if MHR_MAP_FILES
@@ -105,7 +106,7 @@ class mapped_file {
         }
         void* memory = nullptr;
         const auto bytes = static_cast<std::uintmax_t>(status.st_size);
-        const bool fits = bytes <= std::numeric_limits<std::size_t>::max();
+        const bool fits = detail::as_size(bytes) == bytes;
         if (fits && bytes != 0)
             memory =
                 ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ, MAP_PRIVATE, file, 0);
@@ -130,7 +131,7 @@ class mapped_file {
                                                                    &std::fclose);
         if (file == nullptr) fail(path, "a file that can be opened", "none");
         const std::uintmax_t bytes = std::filesystem::file_size(path, problem);
-        if (problem || bytes > std::numeric_limits<std::size_t>::max())
+        if (problem || detail::as_size(bytes) != bytes)
             fail(path, "a file whose size is known and fits into memory", "another");
         size_ = static_cast<std::size_t>(bytes);
         copy_.reset(new (std::nothrow) std::byte[size_]);
@@ -144,7 +145,7 @@ class mapped_file {
 
     const std::byte* data_ = nullptr;
     std::size_t size_ = 0;
-    std::unique_ptr<std::byte[]> copy_; ///< null if mapped, or of nothing
+    std::unique_ptr<std::byte[]> copy_{}; ///< null if mapped, or of nothing
 };
 
 } // namespace MHR_ISA

@@ -263,7 +263,7 @@ class peft_config {
     }
 
     std::string name_;
-    nlohmann::ordered_json fields_;
+    nlohmann::ordered_json fields_{};
 };
 
 } // namespace MHR_ISA

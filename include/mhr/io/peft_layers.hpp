@@ -134,8 +134,8 @@ class peft_checkpoint {
     safetensors_file tensors_; ///< all of them
 
   private:
-    detail::peft_tensors<Parts> sorted_;
-    std::vector<Layer> layers_;
+    detail::peft_tensors<Parts> sorted_{};
+    std::vector<Layer> layers_{};
 };
 
 /// Collects the layers of an adapter and writes the folder that PEFT reads. What it is given are
@@ -169,8 +169,8 @@ class peft_checkpoint_writer {
         tensors_.add(detail::peft_key(layer, part.text()), view...);
     }
 
-    Config config_;              ///< of the adapter
-    safetensors_writer tensors_; ///< those that were added
+    Config config_;                ///< of the adapter
+    safetensors_writer tensors_{}; ///< those that were added
 };
 
 } // namespace MHR_ISA

@@ -14,6 +14,7 @@
 
 #include <mhr/adapters/lora.hpp>
 #include <mhr/core/checks.hpp>
+#include <mhr/core/scalar.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/io/dtype.hpp>
 #include <mhr/io/layer_pattern.hpp>
@@ -172,7 +173,7 @@ class lora_config {
   private:
     /// PEFT declares lora_alpha as an integer.
     static nlohmann::ordered_json as_number(double number) {
-        if (number == std::floor(number) && std::abs(number) < 1e9)
+        if (detail::is_exactly(number, std::floor(number)) && (std::abs)(number) < 1e9)
             return static_cast<std::int64_t>(number);
         return number;
     }

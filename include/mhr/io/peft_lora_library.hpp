@@ -65,7 +65,7 @@ class lora_checkpoint_library {
                         "lora_checkpoint_library: adapters: expected the same features of layer " +
                         detail::in_quotes(one.name) + ", got others in " +
                         adapter.tensors().name());
-                all.rank = std::max(all.rank, one.rank);
+                all.rank = (std::max)(all.rank, one.rank);
                 ++all.adapters;
             }
         }
@@ -99,8 +99,8 @@ class lora_checkpoint_library {
         constexpr const char* function = "lora_checkpoint_library::gather";
         require_output(function, "pool.a", pool.a, {modules(), of.in_features, any_extent});
         require_output(function, "pool.b", pool.b, {modules(), pool.a.extent(2), of.out_features});
-        detail::require_no_slots(function, "pool.slots", pool);
-        require(
+        detail::require_no_slots(function, "pool.slot_of_entry", pool);
+        require_that(
             pool.a.extent(2) >= of.rank, function, "pool.a",
             [&] { return "a rank from " + std::to_string(of.rank); },
             [&] { return std::to_string(pool.a.extent(2)); });
@@ -164,9 +164,9 @@ class lora_checkpoint_library {
     }
 
     const std::vector<lora_checkpoint>& adapters_;
-    std::vector<layer> layers_;
-    std::vector<std::string> notes_;
-    std::string_view base_model_; ///< of the first adapter that names one
+    std::vector<layer> layers_{};
+    std::vector<std::string> notes_{};
+    std::string_view base_model_{}; ///< of the first adapter that names one
 };
 
 } // namespace MHR_ISA

@@ -66,9 +66,9 @@ peft_tensor_name split_name(std::string_view name, const std::array<peft_part, P
         const std::string_view before = name.substr(0, name.size() - second.size());
         if (ends_with(before, first) && before.size() > first.size())
             return {before.substr(0, before.size() - first.size()), i, {}};
-        const std::size_t dot = std::min(before.rfind('.'), before.size());
+        const std::size_t dot = (std::min)(before.rfind('.'), before.size());
         const std::string_view up_to_dot = before.substr(0, dot);
-        const std::string_view adapter = before.substr(std::min(dot + 1, before.size()));
+        const std::string_view adapter = before.substr((std::min)(dot + 1, before.size()));
         if (!adapter.empty() && adapter != "weight" && adapter != "bias" &&
             ends_with(up_to_dot, first) && up_to_dot.size() > first.size())
             return {up_to_dot.substr(0, dot - first.size()), i, adapter};
@@ -143,7 +143,7 @@ class peft_names {
 
     name_oddity last_ = name_oddity::none;
     std::size_t expected_ = 0;
-    std::vector<char> copies_;
+    std::vector<char> copies_{};
 };
 
 /// The name of a tensor as PEFT writes it.

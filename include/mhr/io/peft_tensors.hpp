@@ -58,7 +58,7 @@ class layer_rules {
             saved_.spend(whole.size() / 8);
             // A part of the model, not all of it.
             const std::size_t from =
-                peft_prefix.size() - std::min(peft_prefix.size(), module.size());
+                peft_prefix.size() - (std::min)(peft_prefix.size(), module.size());
             return !module.empty() &&
                    whole.find(std::string(module) += '.', from) != std::string::npos;
         });
@@ -151,7 +151,7 @@ class peft_tensors {
     /// Tensors of which the same is to be said.
     struct remark {
         std::size_t count = 0;
-        std::string_view example;
+        std::string_view example{};
 
         void add(std::string_view key) {
             if (count++ == 0) example = key;
@@ -230,14 +230,14 @@ class peft_tensors {
                         "take the place of the base model's");
     }
 
-    peft_names names_;
-    std::array<remark, 4> odd_; ///< by name_oddity
-    remark named_, unlisted_;
-    std::string_view adapter_;
-    std::vector<entry> of_layers_; ///< all parts of a layer, then those of the next
-    std::vector<entry> others_;
-    std::vector<std::string_view> saved_;
-    std::vector<std::string> notes_;
+    peft_names names_{};
+    std::array<remark, 4> odd_{}; ///< by name_oddity
+    remark named_{}, unlisted_{};
+    std::string_view adapter_{};
+    std::vector<entry> of_layers_{}; ///< all parts of a layer, then those of the next
+    std::vector<entry> others_{};
+    std::vector<std::string_view> saved_{};
+    std::vector<std::string> notes_{};
 };
 
 /// Errors: a tensor without the given extents (any_extent: every number from 1), or of a type

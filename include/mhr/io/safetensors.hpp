@@ -88,6 +88,14 @@ class safetensors_file {
         read_header();
     }
 
+    /// Views of its tensors stay valid.
+    safetensors_file(safetensors_file&&) noexcept = default;
+    /// The same.
+    safetensors_file& operator=(safetensors_file&&) noexcept = default;
+    safetensors_file(const safetensors_file&) = delete;
+    safetensors_file& operator=(const safetensors_file&) = delete;
+    ~safetensors_file() = default;
+
     /// What messages call it.
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
@@ -136,7 +144,7 @@ class safetensors_file {
             fail(tensor_name,
                  "data at a multiple of " + std::to_string(alignof(T)) + " bytes in memory",
                  "another place", stored.first);
-        return {reinterpret_cast<const T*>(memory), extents};
+        return {static_cast<const T*>(static_cast<const void*>(memory)), extents};
     }
 
     /// Copies a tensor into a view of the same extents, with any strides, wherever it begins.
@@ -165,7 +173,7 @@ class safetensors_file {
         any.fill(any_extent);
         require_output("safetensors_file::read", "out", out, any);
         const std::size_t elements = stored.bytes() / dtype_size(stored.type);
-        require(
+        require_that(
             static_cast<std::size_t>(out.size()) == elements, "safetensors_file::read", "out",
             [&] { return std::to_string(elements) + " elements"; },
             [&] { return detail::to_text(out.extents()); });
@@ -182,7 +190,7 @@ class safetensors_file {
   private:
     static constexpr std::size_t length_bytes = 8;
     // What may not overflow is an index: those of views are signed.
-    static constexpr auto largest = static_cast<std::size_t>(std::numeric_limits<index_t>::max());
+    static constexpr auto largest = static_cast<std::size_t>((std::numeric_limits<index_t>::max)());
 
     [[nodiscard]] std::string prefix() const { return "safetensors: " + name_ + ": "; }
 
@@ -196,14 +204,14 @@ class safetensors_file {
                   std::to_string(size_));
         std::uint64_t length = 0;
         std::memcpy(&length, data_, length_bytes);
-        const std::size_t longest = std::min(size_ - length_bytes, max_header);
+        const std::size_t longest = (std::min)(size_ - length_bytes, max_header);
         if (length > longest)
             raise(prefix() + "header: expected at most " + std::to_string(longest) +
                   " bytes, got " + std::to_string(length) + " (byte 0)");
-        begin_ = length_bytes + static_cast<std::size_t>(length);
+        begin_ = length_bytes + detail::as_size(length);
 
         const std::string_view text(reinterpret_cast<const char*>(data_) + length_bytes,
-                                    static_cast<std::size_t>(length));
+                                    detail::as_size(length));
         const json_source source{"safetensors: " + name_, text, length_bytes};
         if (text.empty() || text.front() != '{') source.fail("header", "a JSON object", "none", 0);
         for_each_json_member(source, {max_header, 3, max_tensors},
@@ -299,7 +307,7 @@ class safetensors_file {
             if (extent > largest / bytes)
                 at.fail("a 'shape' of which an index counts the bytes",
                         detail::extents_text(stored));
-            bytes *= std::max(extent, std::size_t(1));
+            bytes *= (std::max)(extent, std::size_t(1));
         }
         return empty ? 0 : bytes;
     }
@@ -361,7 +369,7 @@ class safetensors_file {
         std::size_t next = run;
         detail::for_each_element(out, [&](T& element) {
             if (next == run) {
-                const std::size_t count = std::min(run, left);
+                const std::size_t count = (std::min)(run, left);
                 widen(stored.type, from, count, numbers.data());
                 from += count * dtype_size(stored.type);
                 left -= count;
@@ -398,8 +406,8 @@ class safetensors_file {
     std::size_t size_;
     std::size_t begin_ = 0; ///< of the data
     bool has_metadata_ = false;
-    std::map<std::string, std::string> metadata_;
-    std::map<std::string, safetensors_tensor> tensors_;
+    std::map<std::string, std::string> metadata_{};
+    std::map<std::string, safetensors_tensor> tensors_{};
 };
 
 } // namespace MHR_ISA

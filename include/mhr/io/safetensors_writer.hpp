@@ -83,7 +83,7 @@ class safetensors_writer {
     template <class T, std::size_t Rank, std::size_t FileRank>
     void add(std::string name, const tensor_view<T, Rank>& view,
              const std::array<index_t, FileRank>& extents) {
-        static_assert(std::max(Rank, FileRank) <= safetensors_tensor::max_rank,
+        static_assert((std::max)(Rank, FileRank) <= safetensors_tensor::max_rank,
                       "mhr: a rank above that of files");
         std::array<index_t, Rank> any;
         any.fill(any_extent);
@@ -116,7 +116,7 @@ class safetensors_writer {
         auto stride = static_cast<index_t>(dtype_size(stored.type));
         for (std::size_t axis = stored.rank; axis-- > 0;) {
             added.strides[axis] = stride;
-            stride *= std::max(stored.extents[axis], index_t(1));
+            stride *= (std::max)(stored.extents[axis], index_t(1));
         }
         insert(std::move(new_name), added);
     }
@@ -258,9 +258,9 @@ class safetensors_writer {
         if (filled != 0) use(run.data(), filled);
     }
 
-    std::map<std::string, std::string> metadata_;
-    std::map<std::string, dtype> names_;
-    std::map<std::pair<dtype, std::string>, entry, order> tensors_;
+    std::map<std::string, std::string> metadata_{};
+    std::map<std::string, dtype> names_{};
+    std::map<std::pair<dtype, std::string>, entry, order> tensors_{};
 };
 
 } // namespace MHR_ISA
