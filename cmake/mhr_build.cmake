@@ -6,16 +6,54 @@ if(NOT CMAKE_CXX_STANDARD)
     set(CMAKE_CXX_STANDARD 17)
 endif()
 
+# As many warnings as a host of the library might have on: where its include folder is not one of the
+# system, what it includes is compiled with them.
+set(mhr_warnings -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wfloat-equal
+    -Wold-style-cast -Wshadow -Wundef -Wnull-dereference)
+set(mhr_warnings_of_gcc -Wcast-align=strict -Wuseless-cast)
+set(mhr_warnings_of_clang -Weverything
+    -Wno-c++98-compat -Wno-c++98-compat-pedantic # the library is C++17
+    -Wno-padded # what a type's size comes to is no fault
+    -Wno-weak-vtables # header-only classes have no other place for theirs
+    -Wno-unsafe-buffer-usage # hosts show their memory as pointers
+    -Wno-switch-default # -Wcovered-switch-default asks for the opposite
+    -Wno-documentation-html -Wno-documentation-unknown-command # Clang looks between backticks, too
+    -Wno-unknown-warning-option) # Clang 14 does not know all of these
+
+# Those for the headers alone, with what tests and tools do.
+set(mhr_warnings_of_gcc_for_headers
+    -Weffc++ # leave members out of the lists of constructors
+    -Wdouble-promotion) # print floats with printf
+set(mhr_warnings_of_clang_for_headers
+    -Wdouble-promotion
+    -Wglobal-constructors -Wexit-time-destructors # have globals; doctest registers tests as such
+    -Wextra-semi-stmt # end a macro of CLI11 with a semicolon
+    -Wformat-nonliteral # print in a format that is an argument
+    -Wreserved-identifier # call what the C library hides
+    -Wmissing-prototypes # have functions of C that are called from elsewhere
+    -Wswitch-enum) # throw in the default case
+list(TRANSFORM mhr_warnings_of_clang_for_headers REPLACE "^-W" "-Wno-"
+    OUTPUT_VARIABLE mhr_without_those_for_headers)
+
 function(mhr_strict_warnings target)
     if(MSVC)
         target_compile_options(${target} PRIVATE /W4)
         return()
     endif()
-    target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+    target_compile_options(${target} PRIVATE ${mhr_warnings}
+        "$<$<CXX_COMPILER_ID:GNU>:${mhr_warnings_of_gcc}>"
+        "$<$<CXX_COMPILER_ID:Clang>:${mhr_warnings_of_clang};${mhr_without_those_for_headers}>")
     # GCC's manual advises against -Werror beside sanitizers: they provoke false warnings.
     if(NOT MHR_SANITIZE)
         target_compile_options(${target} PRIVATE -Werror)
     endif()
+endfunction()
+
+# For a target that has nothing but the headers, behind mhr_strict_warnings.
+function(mhr_strict_header_warnings target)
+    target_compile_options(${target} PRIVATE
+        "$<$<CXX_COMPILER_ID:GNU>:${mhr_warnings_of_gcc_for_headers}>"
+        "$<$<CXX_COMPILER_ID:Clang>:${mhr_warnings_of_clang_for_headers}>")
 endfunction()
 
 # Everything that a target of ours has in common: the library, strict warnings, MHR_MARCH,
