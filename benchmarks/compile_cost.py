@@ -24,11 +24,15 @@ CASES = [
                                               "#include <algorithm>\n"),
     ("`<xsimd/xsimd.hpp>`", "#include <xsimd/xsimd.hpp>\n"),
     ("`<Eigen/Dense>`", "#include <Eigen/Dense>\n"),
-    ("`<mhr/adapters/lora.hpp>`", "#include <mhr/adapters/lora.hpp>\n"),
+    ("`<mhr/lora/routed_lora.hpp>`", "#include <mhr/lora/routed_lora.hpp>\n"),
+    ("the same with `mhr::compiled`",
+     "#define MHR_COMPILED 1\n#include <mhr/lora/routed_lora.hpp>\n"),
     ("`<mhr/mhr.hpp>`", "#include <mhr/mhr.hpp>\n"),
     ("`<nlohmann/json.hpp>`, which the next one needs", "#include <nlohmann/json.hpp>\n"),
-    ("`<mhr/io/peft.hpp>`", "#include <mhr/io/peft.hpp>\n"),
+    ("`<mhr/io/peft/peft.hpp>`", "#include <mhr/io/peft/peft.hpp>\n"),
     ("`examples/quickstart.cpp`", project / "examples/quickstart.cpp"),
+    ("the same with `mhr::compiled`",
+     "#define MHR_COMPILED 1\n" + (project / "examples/quickstart.cpp").read_text()),
 ]
 
 

@@ -60,7 +60,7 @@ mhr_dependency(WordLists)
 # Hosts. Of ggml there is no package.
 mhr_dependency(dlpack PACKAGES libdlpack-dev)
 mhr_dependency(MPI PACKAGES libopenmpi-dev openmpi-bin)
-mhr_dependency(OpenCVDnn PACKAGES libopencv-dnn-dev)
+mhr_dependency(OpenCVDnn PACKAGES libopencv-dnn-dev libopencv-imgproc-dev)
 
 # Reads the row of a dependency into the variables PACKAGES, VERSION, ...
 macro(mhr_read_dependency name)

@@ -72,16 +72,16 @@ function(mhr_add_dispatched_library name)
         set(arg_LEVELS x86-64 x86-64-v3 x86-64-v4)
     endif()
     foreach(level IN LISTS arg_LEVELS)
-        if(NOT level MATCHES "^x86-64(-v[234])?$")
+        if(NOT level MATCHES "^(default|x86-64(-v[234])?)$")
             message(FATAL_ERROR "mhr_add_dispatched_library(${name}): LEVELS: expected x86-64, "
-                "x86-64-v2, x86-64-v3 or x86-64-v4, got ${level}")
+                "x86-64-v2, x86-64-v3, x86-64-v4 or default (the program's own flags), got ${level}")
         endif()
     endforeach()
     list(REMOVE_DUPLICATES arg_LEVELS)
     list(SORT arg_LEVELS)
 
     mhr_why_no_dispatch()
-    if(reason)
+    if(reason AND NOT arg_LEVELS STREQUAL "default")
         message(STATUS "${name}: compiled for one level only, as ${reason}")
         set(arg_LEVELS default)
     endif()
@@ -118,6 +118,10 @@ function(mhr_add_dispatched_library name)
         # What is left to the linker's optimiser is no object file yet.
         set_target_properties(${compiled} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
         target_compile_options(${compiled} PRIVATE -march=${level} -fno-lto)
+        if(level STREQUAL "x86-64-v4" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+            # Unoptimised, GCC has macros for some intrinsics of AVX-512, which xsimd gives its batches.
+            target_compile_options(${compiled} PRIVATE $<$<OR:$<CONFIG:Debug>,$<CONFIG:>>:-O1>)
+        endif()
         # Unique symbols, which GCC gives to static variables of inline functions, cannot be made local.
         if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
             target_compile_options(${compiled} PRIVATE -fno-gnu-unique)
@@ -158,7 +162,7 @@ decltype(${arg_ENTRY})* ${arg_ENTRY}_for(const char* level);
 
 #include <cstdlib>
 
-#include <mhr/core/dispatch.hpp>
+#include <mhr/compiled/levels.hpp>
 
 ${declarations}
 namespace {

@@ -2,7 +2,7 @@
 
 # The target `single_header`: single_include/mhr/mhr.hpp in the build folder.
 set(MHR_SINGLE_HEADER_WITH "" CACHE STRING
-    "Headers to have in the single header besides mhr/mhr.hpp, as in mhr/io/peft.hpp")
+    "Headers to have in the single header besides mhr/mhr.hpp, as in mhr/io/peft/peft.hpp")
 find_package(Python3 QUIET COMPONENTS Interpreter)
 if(Python3_Interpreter_FOUND)
     add_custom_target(single_header

@@ -1,4 +1,4 @@
-# The hosts that include/mhr/interop/ has a header for. Whose headers, tests and examples are built is
+# The hosts that include/mhr/hosts/ has a header for. Whose headers, tests and examples are built is
 # chosen by MHR_HOSTS; the others are named with the reason why they are not.
 
 include(CheckCXXSourceCompiles)
@@ -44,20 +44,24 @@ list(APPEND CMAKE_MODULE_PATH ${PROJECT_SOURCE_DIR}/cmake)
 # Builds the tests and examples of all hosts found.
 add_custom_target(hosts)
 
-# mhr_host_example(<host> <source>...)
+# mhr_host_example(<host> [NAME <instead of the host's>] <source>...)
 #
-# The program <host>_example, if the host was found. As a test, it has to run without an error.
+# The program <name>_example, if the host was found. As a test, it has to run without an error.
 function(mhr_host_example host)
     if(NOT mhr_host_${host})
         return()
     endif()
-    add_executable(${host}_example ${ARGN})
-    mhr_build_options(${host}_example)
-    target_link_libraries(${host}_example PRIVATE ${mhr_host_${host}_target})
-    add_dependencies(hosts ${host}_example)
+    cmake_parse_arguments(example "" "NAME" "" ${ARGN})
+    if(NOT example_NAME)
+        set(example_NAME ${host})
+    endif()
+    add_executable(${example_NAME}_example ${example_UNPARSED_ARGUMENTS})
+    mhr_build_options(${example_NAME}_example)
+    target_link_libraries(${example_NAME}_example PRIVATE ${mhr_host_${host}_target})
+    add_dependencies(hosts ${example_NAME}_example)
     if(MHR_BUILD_TESTS)
-        add_test(NAME examples/${host} COMMAND ${host}_example)
-        set_tests_properties(examples/${host} PROPERTIES LABELS host)
+        add_test(NAME examples/${example_NAME} COMMAND ${example_NAME}_example)
+        set_tests_properties(examples/${example_NAME} PROPERTIES LABELS host)
     endif()
 endfunction()
 

@@ -2,11 +2,12 @@
 """Writes the library as one header, for projects that would rather copy a file than a folder.
 
     cmake/single_header.py --output mhr/mhr.hpp
-    cmake/single_header.py --output mhr/mhr.hpp mhr/io/peft.hpp mhr/interop/eigen.hpp
+    cmake/single_header.py --output mhr/mhr.hpp mhr/io/peft/peft.hpp mhr/hosts/eigen.hpp
 
 It holds mhr/mhr.hpp, and whichever further headers are named, with all that they include of the
 library; the standard library, xsimd and a host's own headers are still included. It is for
-`#include <mhr/mhr.hpp>`, in the place of the folder: never beside it in one program.
+`#include <mhr/mhr.hpp>`, in the place of the folder: never beside it in one program. It has the
+kernels in it, so that it is not for programs that link mhr::compiled.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 
 INCLUDE = re.compile(r"#\s*include\s*([<\"][^>\"]+[>\"])")
 CONDITION = re.compile(r"#\s*(if|ifdef|ifndef|endif)\b")
+# Always true here: what stands inside is written as if it stood outside.
+HEADER_ONLY = "#if !MHR_COMPILED"
 
 
 class SingleHeader:
@@ -34,11 +37,16 @@ class SingleHeader:
     def add(self, name):
         """Writes a header, and where it includes others of the library these, as a compiler would."""
         self.included.add(name)
-        depth = 0  # of #if: what stands inside is included only where that holds
+        conditions = []  # what stands inside is included only where they hold
         for number, line in enumerate((self.root / name).read_text().splitlines(), 1):
             condition = CONDITION.match(line)
-            if condition:
-                depth += -1 if condition[1] == "endif" else 1
+            if condition and condition[1] != "endif":
+                conditions.append(line)
+                if line == HEADER_ONLY:
+                    continue
+            elif condition and conditions.pop() == HEADER_ONLY:
+                continue
+            depth = sum(line != HEADER_ONLY for line in conditions)
             include = INCLUDE.match(line)
             if not include:
                 if line != "#pragma once":
@@ -63,6 +71,8 @@ class SingleHeader:
         head = ["#pragma once", "",
                 f"// mhr {version} in one header, made by cmake/single_header.py: do not edit.", "//"]
         head += [f"// {line}".rstrip() for line in licence.splitlines()]
+        head += ["", "#if defined(MHR_COMPILED) && MHR_COMPILED",
+                 '#error "mhr: the one header has the kernels, and so is not for mhr::compiled"', "#endif"]
         lines = []
         for line in head + self.lines:  # what was left out leaves no gaps
             if line or (lines and lines[-1]):

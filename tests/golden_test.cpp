@@ -154,9 +154,9 @@ void check_header(const golden_case& test, outcome& result) {
         result.require(metadata.count(key) == 1, "not " + key + ", as the variant says");
     result.require(test.flag("probs_clamp_active") == has_clamped_logits(test),
                    "probs_clamp_active: the logits tell otherwise");
-    result.require(mhr::detail::is_exactly(test.number_or("eps", mhr::normaliser_epsilon),
-                                           mhr::normaliser_epsilon),
-                   "another eps");
+    result.require(
+        mhr::is_exactly(test.number_or("eps", mhr::normaliser_epsilon), mhr::normaliser_epsilon),
+        "another eps");
 }
 
 /// Every number of a case that was run had a part in it.

@@ -58,9 +58,9 @@ struct large_mixing {
         std::fill(weights.begin(), weights.end(), 0.25F);
     }
     void run() {
-        mhr::mix_forward(serial, mhr::tensor_view<float, 3>(weights.data(), {1, heads, modules}),
-                         mhr::tensor_view<T, 4>(inventory.data(), {heads, modules, rows, columns}),
-                         mhr::tensor_view<float, 4>(mixed.data(), {1, heads, rows, columns}));
+        mhr::mix_forward(serial, {weights.data(), {1, heads, modules}},
+                         {inventory.data(), {heads, modules, rows, columns}},
+                         {mixed.data(), {1, heads, rows, columns}});
     }
 };
 

@@ -2,7 +2,7 @@
 
 #include <ctime>
 
-#include <mhr/core/openmp_executor.hpp>
+#include <mhr/hosts/openmp.hpp>
 
 #include "roofline.hpp"
 #include "verify.hpp"

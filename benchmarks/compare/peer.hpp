@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <mhr/hosts/eigen.hpp>
+
 #include "../support/layer.hpp"
 
 // What competitors have in common: the arrays they work on, and the passes they can run.
@@ -52,11 +54,9 @@ struct layer_arrays {
 
 template <class T>
 layer_arrays<T> arrays_of(layer<T>& of) {
-    const auto inventory = of.inventory();
-    const auto d_inventory = of.d_inventory();
-    return {of.sizes(),         of.scale(),           of.x().data(),        inventory.a.data(),
-            inventory.b.data(), of.d_y().data(),      of.weights().data(),  of.y().data(),
-            of.d_x().data(),    d_inventory.a.data(), d_inventory.b.data(), of.d_weights().data()};
+    return {of.sizes(),      of.scale(),      of.x().data(),       of.a().data(),
+            of.b().data(),   of.d_y().data(), of.weights().data(), of.y().data(),
+            of.d_x().data(), of.d_a().data(), of.d_b().data(),     of.d_weights().data()};
 }
 
 /// One way of a library to compute a layer. The backwards follow a forward (or train) on the same

@@ -51,26 +51,33 @@ inline double multiply_adds(const layer_case& c, index_t rows, index_t entries, 
     return 0;
 }
 
+template <std::size_t Rank>
+stretch_of_memory stretch_of(const mhr::tensor_ref<Rank>& tensor, access how) {
+    return {tensor.data(), static_cast<std::size_t>(tensor.size()) * mhr::size_of(tensor.type()),
+            how};
+}
+template <class T, std::size_t Rank>
+stretch_of_memory stretch_of(const mhr::tensor_view<T, Rank>& view, access how) {
+    return stretch_of(mhr::tensor_ref<Rank>(view), how);
+}
+
 /// The arrays that a pass has to touch, each once (in the two passes of training, once in either):
 /// forward: x and inventory read, y updated, hidden and what is mixed written (or, mixed before,
 /// read, without the inventory); backward: x, d_y, hidden, what is mixed and inventory read, the
 /// gradients updated. To the weights alone: without d_x, d_inventory, and the mixed a.
 template <class T>
 std::vector<stretch_of_memory> arrays_of_pass(layer<T>& of, pass which) {
-    const auto inventory = of.inventory();
-    const auto d_inventory = of.d_inventory();
     const auto state = of.state();
     std::vector<stretch_of_memory> result;
-    const auto touch = [&](const auto& view, access how) {
-        result.push_back(
-            {view.data(), static_cast<std::size_t>(view.size()) * sizeof(*view.data()), how});
+    const auto touch = [&](const auto& tensor, access how) {
+        result.push_back(stretch_of(tensor, how));
     };
     const auto forward = [&] {
         const bool before = of.sizes().mixed_before();
         touch(of.x(), access::read);
         if (!before) {
-            touch(inventory.a, access::read);
-            touch(inventory.b, access::read);
+            touch(of.a(), access::read);
+            touch(of.b(), access::read);
             touch(of.weights(), access::read);
         }
         touch(state.mixed.a, before ? access::read : access::write);
@@ -83,14 +90,14 @@ std::vector<stretch_of_memory> arrays_of_pass(layer<T>& of, pass which) {
         touch(state.hidden, access::read);
         touch(state.mixed.b, access::read);
         touch(of.x(), access::read);
-        touch(inventory.a, access::read);
-        touch(inventory.b, access::read);
+        touch(of.a(), access::read);
+        touch(of.b(), access::read);
         if (everything) {
             touch(state.mixed.a, access::read);
             touch(of.weights(), access::read);
             touch(of.d_x(), access::update);
-            touch(d_inventory.a, access::update);
-            touch(d_inventory.b, access::update);
+            touch(of.d_a(), access::update);
+            touch(of.d_b(), access::update);
         }
         touch(of.d_weights(), access::update);
     };

@@ -36,10 +36,9 @@ outcome outcome_of(layer<T>& of, pass which, F&& f) {
     outcome result;
     if (which == pass::forward || which == pass::train) result.y = doubles_of(of.y());
     if (which == pass::train) {
-        const auto d_inventory = of.d_inventory();
         result.d_x = doubles_of(of.d_x());
-        result.d_a = doubles_of(d_inventory.a);
-        result.d_b = doubles_of(d_inventory.b);
+        result.d_a = doubles_of(of.d_a());
+        result.d_b = doubles_of(of.d_b());
     }
     if (which != pass::forward) result.d_weights = doubles_of(of.d_weights());
     return result;
@@ -64,8 +63,8 @@ inline void require_same(const std::string& what, const outcome& expected, const
     };
     compare("y", expected.y, found.y);
     compare("d_x", expected.d_x, found.d_x);
-    compare("d_inventory.a", expected.d_a, found.d_a);
-    compare("d_inventory.b", expected.d_b, found.d_b);
+    compare("d_a", expected.d_a, found.d_a);
+    compare("d_b", expected.d_b, found.d_b);
     compare("d_weights", expected.d_weights, found.d_weights);
 }
 
@@ -83,10 +82,9 @@ outcome oracle_of(layer<T>& of) {
     const auto zeros = [](index_t count) {
         return std::vector<double>(static_cast<std::size_t>(count));
     };
-    const auto inventory = of.inventory();
     const auto x = doubles_of(of.x()), d_y = doubles_of(of.d_y()),
                weights = doubles_of(of.weights());
-    const auto modules_a = doubles_of(inventory.a), modules_b = doubles_of(inventory.b);
+    const auto modules_a = doubles_of(of.a()), modules_b = doubles_of(of.b());
     const index_t entries = of.plan().entries();
     const index_t size_a = entries * c.in_features * c.rank;
     const index_t size_b = entries * c.out_features * c.rank;
@@ -95,8 +93,8 @@ outcome oracle_of(layer<T>& of) {
         return std::vector<double>(static_cast<std::size_t>(count),
                                    static_cast<double>(layer<T>::start_of_outputs));
     };
-    outcome result{start(of.y().size()), start(of.x().size()), start(inventory.a.size()),
-                   start(inventory.b.size()), start(of.weights().size())};
+    outcome result{start(of.y().size()), start(of.x().size()), start(of.a().size()),
+                   start(of.b().size()), start(of.weights().size())};
 
     using mhr::tensor_view;
     const auto view_a = [&](auto& values) {
@@ -108,8 +106,8 @@ outcome oracle_of(layer<T>& of) {
             values.data(), {entries, c.rank, c.out_features});
     };
     const tensor_view<const double, 3> w(weights.data(), of.weights().extents());
-    const tensor_view<const double, 4> ma(modules_a.data(), inventory.a.extents());
-    const tensor_view<const double, 4> mb(modules_b.data(), inventory.b.extents());
+    const tensor_view<const double, 4> ma(modules_a.data(), of.a().extents());
+    const tensor_view<const double, 4> mb(modules_b.data(), of.b().extents());
     const auto blocks_a = [&](auto& values) { return view_a(values).split(1, c.heads); };
     const auto blocks_b = [&](auto& values) {
         return view_b(values).split(2, c.heads).transpose(1, 2);

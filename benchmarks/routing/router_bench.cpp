@@ -18,9 +18,9 @@ TEST_CASE("router, 32 tasks of a table of 128, 8 modules", "[router]") {
     const auto shaped = [&](auto& of, index_t rows) {
         return mhr::tensor_view<float, 3>(of.data(), {rows, heads, modules});
     };
-    mhr::draw_uniforms(engine, shaped(uniforms, count));
-    mhr::draw_uniforms(engine, shaped(logits, table));
-    mhr::draw_uniforms(engine, shaped(d_weights, count));
+    mhr::draw_uniforms<3>(engine, shaped(uniforms, count));
+    mhr::draw_uniforms<3>(engine, shaped(logits, table));
+    mhr::draw_uniforms<3>(engine, shaped(d_weights, count));
     std::vector<std::int64_t> ids;
     for (index_t i = 0; i < count; ++i)
         ids.push_back(4 * i);

@@ -5,7 +5,8 @@
 #include <random>
 #include <vector>
 
-#include <mhr/mhr.hpp>
+#include <mhr/core/random.hpp>
+#include <mhr/lora/routed_lora.hpp>
 
 #include "aligned_array.hpp"
 #include "layer_case.hpp"
@@ -35,44 +36,47 @@ class layer {
         for (float& weight : weights_)
             weight = weight * weight; // positive, as routing weights are
         d_weights_ = aligned_array<float>(weights_.size());
-        const auto shape = mhr::shape_of(inventory());
-        state_memory_.reserve(mhr::routed_lora_state_size<float>(plan_, shape));
+        const mhr::batch rows = batch();
+        state_memory_.reserve(mhr::routed_lora_state_size(rows, adapters()));
         mhr::workspace memory = state_memory_;
-        state_ = mhr::take_routed_lora_state<float>(memory, plan_, shape);
-        scratch_.reserve(mhr::routed_lora_backward_workspace_size<float>(plan_, shape));
+        state_ = mhr::take_routed_lora_state(memory, rows, adapters());
+        scratch_.reserve(mhr::routed_lora_backward_workspace_size(rows, adapters()));
         // Where the case says so, this is the mixing that was done before.
-        mhr::mix_lora_forward(mhr::serial_executor{}, weights(), inventory(), state_.mixed);
+        mhr::mix_lora_forward(rows.executor, weights(), adapters().inventory(), state_.mixed);
     }
 
     const layer_case& sizes() const { return sizes_; }
     const mhr::batch_plan& plan() const { return plan_; }
     double scale() const { return 1.0 / static_cast<double>(sizes_.rank); }
 
-    mhr::lora_inventory<T> inventory() { return as_inventory(a_, b_); }
-    mhr::lora_inventory<T> d_inventory() { return as_inventory(d_a_, d_b_); }
+    mhr::batch batch(mhr::executor_ref executor = {}) const { return {plan_, executor}; }
+    mhr::routed_lora adapters() { return {a(), b(), weights(), scale()}; }
+    mhr::tensor_view<T, 4> a() { return view_of_a(a_); }
+    mhr::tensor_view<T, 4> b() { return view_of_b(b_); }
+    mhr::tensor_view<T, 4> d_a() { return view_of_a(d_a_); }
+    mhr::tensor_view<T, 4> d_b() { return view_of_b(d_b_); }
     mhr::tensor_view<float, 3> weights() { return as_weights(weights_); }
     mhr::tensor_view<float, 3> d_weights() { return as_weights(d_weights_); }
     mhr::tensor_view<T, 2> x() { return {x_.data(), {sizes_.rows(), sizes_.in_features}}; }
     mhr::tensor_view<T, 2> d_x() { return {d_x_.data(), {sizes_.rows(), sizes_.in_features}}; }
     mhr::tensor_view<T, 2> y() { return {y_.data(), {sizes_.rows(), sizes_.out_features}}; }
     mhr::tensor_view<T, 2> d_y() { return {d_y_.data(), {sizes_.rows(), sizes_.out_features}}; }
-    const mhr::routed_lora_state<float>& state() const { return state_; }
+    const mhr::routed_lora_state& state() const { return state_; }
 
     void forward(mhr::executor_ref executor) {
         if (sizes_.mixed_before())
-            mhr::lora_forward(executor, plan_, x(), state_.mixed, scale(), y(), state_.hidden);
+            mhr::lora_forward(batch(executor), {state_.mixed.a, state_.mixed.b, scale()}, x(), y(),
+                              {state_.hidden});
         else
-            mhr::routed_lora_forward(executor, plan_, x(), inventory(), weights(), scale(), y(),
-                                     state_);
+            mhr::routed_lora_forward(batch(executor), adapters(), x(), y(), state_);
     }
     void backward(mhr::executor_ref executor) {
-        mhr::routed_lora_backward(executor, plan_, x(), inventory(), weights(), scale(), state_,
-                                  d_y(), d_x(), d_inventory(), d_weights(), scratch_);
+        mhr::routed_lora_backward(batch(executor), adapters(), x(), d_y(), state_,
+                                  {d_x(), d_a(), d_b(), d_weights()}, scratch_);
     }
     void backward_to_weights(mhr::executor_ref executor) {
-        mhr::routed_lora_backward(executor, plan_, x(), inventory(), weights(), scale(), state_,
-                                  d_y(), mhr::tensor_view<T, 2>{}, mhr::lora_inventory<T>{},
-                                  d_weights(), scratch_);
+        mhr::routed_lora_backward(batch(executor), adapters(), x(), d_y(), state_,
+                                  {{}, {}, {}, d_weights()}, scratch_);
     }
 
     /// What outputs hold before a result is checked: not zero, as they accumulate.
@@ -88,13 +92,16 @@ class layer {
     aligned_array<V> elements(index_t count) {
         aligned_array<V> result(count);
         for (V& value : result)
-            value = V(2 * mhr::detail::draw_uniform<float, 23>(engine_) - 1);
+            value = V(2 * mhr::draw_uniform<float, 23>(engine_) - 1);
         return result;
     }
-    mhr::lora_inventory<T> as_inventory(aligned_array<T>& a, aligned_array<T>& b) const {
+    mhr::tensor_view<T, 4> view_of_a(aligned_array<T>& memory) const {
         const auto& c = sizes_;
-        return {{a.data(), {c.heads, c.modules, c.in_features / c.heads, c.rank}},
-                {b.data(), {c.heads, c.modules, c.rank, c.out_features / c.heads}}};
+        return {memory.data(), {c.heads, c.modules, c.in_features / c.heads, c.rank}};
+    }
+    mhr::tensor_view<T, 4> view_of_b(aligned_array<T>& memory) const {
+        const auto& c = sizes_;
+        return {memory.data(), {c.heads, c.modules, c.rank, c.out_features / c.heads}};
     }
     mhr::tensor_view<float, 3> as_weights(aligned_array<float>& values) const {
         return {values.data(), {plan_.entries(), sizes_.heads, sizes_.modules}};
@@ -106,7 +113,7 @@ class layer {
     aligned_array<T> a_, b_, x_, y_, d_a_, d_b_, d_x_, d_y_;
     aligned_array<float> weights_, d_weights_;
     mhr::owned_workspace state_memory_, scratch_;
-    mhr::routed_lora_state<float> state_;
+    mhr::routed_lora_state state_;
 };
 
 } // namespace mhr_bench

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include <mhr/interop/eigen.hpp>
+#include <mhr/hosts/eigen.hpp>
 
 namespace cross_task {
 
@@ -18,9 +18,9 @@ index_t outputs(int l) {
 }
 
 /// The host says "not needed" with a gradient of no rows, mhr with an absent view.
-mhr::tensor_view<float, 2> view_if_wanted(matrix_view<float>& gradient) {
+mhr::tensor_ref<2> view_if_wanted(matrix_view<float>& gradient) {
     if (gradient.rows() == 0) return {};
-    return mhr::view_of(gradient);
+    return mhr::eigen::view_of(gradient);
 }
 
 void make_plan(mhr::batch_plan& plan, const task_rows& rows) {
@@ -33,20 +33,21 @@ void make_plan(mhr::batch_plan& plan, const task_rows& rows) {
 constexpr mhr::serial_executor executor; // the threads work on different trainings
 
 /// Zeros for the gradient of one adapter for each entry of a plan.
-mhr::lora_batch<float> take_gradients(mhr::owned_workspace& memory, index_t entries, int l,
-                                      index_t rank) {
+mhr::stacked_lora_matrices take_gradients(mhr::owned_workspace& memory, index_t entries, int l,
+                                          index_t rank) {
     const auto take = [&](mhr::workspace& from) {
         const auto a = from.take<float, 3>({entries, inputs(l), rank});
-        return mhr::lora_batch<float>{a, from.take<float, 3>({entries, rank, outputs(l)})};
+        const auto b = from.take<float, 3>({entries, rank, outputs(l)});
+        return std::pair(a, b);
     };
     mhr::workspace meter;
     take(meter);
     memory.reserve(meter.used());
     mhr::workspace workspace = memory;
-    const auto gradients = take(workspace);
-    std::fill_n(gradients.a.data(), gradients.a.size(), 0.0F);
-    std::fill_n(gradients.b.data(), gradients.b.size(), 0.0F);
-    return gradients;
+    const auto [a, b] = take(workspace);
+    std::fill_n(a.data(), a.size(), 0.0F);
+    std::fill_n(b.data(), b.size(), 0.0F);
+    return {a, b};
 }
 
 } // namespace
@@ -60,18 +61,15 @@ plain_adapters::plain_adapters(index_t rank, std::uint64_t seed) : rank_(rank) {
     memory_.resize(layout_.size());
     for (int l = 0; l < layer_count; ++l) {
         const auto [a, b] = adapter(l);
-        const auto as_module = [](const auto& matrix) {
-            return matrix.prepend_axis().prepend_axis();
-        };
-        mhr::initialise_inventory(seed + static_cast<std::uint64_t>(l),
-                                  mhr::lora_inventory<float>{as_module(a), as_module(b)});
+        mhr::initialise_inventory(
+            seed + static_cast<std::uint64_t>(l),
+            {a.prepend_axis().prepend_axis(), b.prepend_axis().prepend_axis()});
     }
 }
 
-mhr::lora<float> plain_adapters::view(aligned_floats& values, int l) const {
-    const mhr::tensor_view<float, 1> span(values.data(), {layout_.size()});
+mhr::lora_matrices plain_adapters::matrices(aligned_floats& values, int l) const {
     const auto& [a, b] = places_[static_cast<std::size_t>(l)];
-    return {a.in(span), b.in(span)};
+    return {a.in(buffer(values)), b.in(buffer(values))};
 }
 
 index_t plain_adapters::trained_parameters() const {
@@ -81,23 +79,26 @@ index_t plain_adapters::trained_parameters() const {
     return count;
 }
 
-/// The one adapter for each entry of the plan: strides of 0.
-mhr::lora_batch<float> plain_adapters::adapters(int l) {
+/// The one adapter for each entry of the plan: strides of 0. (Not a single one, for whose gradient
+/// the entries would be summed.)
+mhr::lora_list plain_adapters::adapters(int l) {
     const auto [a, b] = adapter(l);
     const index_t entries = plan_.entries();
-    return {{a.data(), {entries, a.extent(0), rank_}, {0, rank_, 1}},
-            {b.data(), {entries, rank_, b.extent(1)}, {0, b.extent(1), 1}}};
+    return {mhr::const_tensor_ref<3>(a.data(), a.type(), {entries, a.extent(0), rank_},
+                                     {0, a.stride(0), a.stride(1)}),
+            mhr::const_tensor_ref<3>(b.data(), b.type(), {entries, rank_, b.extent(1)},
+                                     {0, b.stride(0), b.stride(1)}),
+            scale()};
 }
 
-mhr::tensor_view<float, 2> plain_adapters::hidden(int l) {
-    return {hidden_.data() + l * plan_.rows() * rank_, {plan_.rows(), rank_}};
+mhr::lora_state plain_adapters::state(int l) {
+    return {{hidden_.data() + l * plan_.rows() * rank_, {plan_.rows(), rank_}}};
 }
 
 void plain_adapters::reserve() {
     hidden_.resize(static_cast<std::size_t>(layer_count * plan_.rows() * rank_));
     for (int l = 0; l < layer_count; ++l)
-        scratch_.reserve(
-            mhr::lora_backward_workspace_size<float>(plan_, inputs(l), outputs(l), rank_));
+        scratch_.reserve(mhr::lora_backward_workspace_size(mhr::batch{plan_}, adapters(l)));
 }
 
 void plain_adapters::begin(const task_rows& rows, const routing_mode&) {
@@ -111,25 +112,24 @@ void plain_adapters::begin_alignment(const task_rows& rows) {
 }
 
 void plain_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
-    mhr::lora_forward(executor, plan_, mhr::view_of(x), adapters(l),
-                      1.0 / static_cast<double>(rank_), mhr::view_of(y), hidden(l));
+    mhr::lora_forward({plan_}, adapters(l), mhr::eigen::view_of(x), mhr::eigen::view_of(y),
+                      state(l));
 }
 
 void plain_adapters::backward(int l, const const_matrix_view<float>& x,
                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
-    mhr::lora_backward(executor, plan_, mhr::view_of(x), adapters(l),
-                       1.0 / static_cast<double>(rank_), hidden(l), mhr::view_of(d_y),
-                       view_if_wanted(d_x), as_batch(view(memory_.gradients, l)), scratch_);
+    const auto gradient = matrices(memory_.gradients, l);
+    mhr::lora_backward({plan_}, adapters(l), mhr::eigen::view_of(x), mhr::eigen::view_of(d_y),
+                       state(l), {view_if_wanted(d_x), gradient}, scratch_);
 }
 
 void plain_adapters::add_gram(int l, const const_matrix_view<float>& x,
                               const const_matrix_view<float>& d_y, matrix_view<float>& d_x,
                               mhr::tensor_view<double, 2> gram) {
     const auto gradients = take_gradients(gradients_of_tasks_, plan_.entries(), l, rank_);
-    mhr::lora_backward(executor, plan_, mhr::view_of(x), adapters(l),
-                       1.0 / static_cast<double>(rank_), hidden(l), mhr::view_of(d_y),
-                       view_if_wanted(d_x), gradients, scratch_);
-    mhr::lora_gradient_gram(executor, gradients, gram);
+    mhr::lora_backward({plan_}, adapters(l), mhr::eigen::view_of(x), mhr::eigen::view_of(d_y),
+                       state(l), {view_if_wanted(d_x), gradients}, scratch_);
+    mhr::lora_gradient_gram({}, gradients, gram);
 }
 
 routed_adapters::routed_adapters(const routed_options& options, std::uint64_t seed)
@@ -154,9 +154,8 @@ void routed_adapters::lay_out() {
 }
 
 void routed_adapters::draw_logits(std::uint64_t seed) {
-    const mhr::tensor_view<float, 3> all(
-        memory_.values.data() + logits_.first,
-        {layer_count * options_.tasks, options_.heads, options_.modules});
+    const mhr::tensor_ref<3> all(memory_.values.data() + logits_.first,
+                                 {layer_count * options_.tasks, options_.heads, options_.modules});
     if (options_.kind == routing::learned) {
         mhr::initialise_logits(seed, all);
         return;
@@ -184,23 +183,20 @@ index_t routed_adapters::trained_parameters() const {
     return count;
 }
 
-mhr::tensor_view<float, 1> routed_adapters::span(aligned_floats& values) {
-    return {values.data(), {static_cast<index_t>(values.size())}};
-}
-mhr::tensor_view<const float, 1> routed_adapters::span(const aligned_floats& values) {
-    return {values.data(), {static_cast<index_t>(values.size())}};
+mhr::lora_inventory_matrices routed_adapters::inventory(aligned_floats& values, int l) const {
+    return modules_[static_cast<std::size_t>(l)].in(buffer(values));
 }
 
-mhr::lora_inventory<float> routed_adapters::inventory(aligned_floats& values, int l) const {
-    return modules_[static_cast<std::size_t>(l)].in(span(values));
+mhr::routed_lora routed_adapters::layer(int l) {
+    const auto [a, b] = inventory(memory_.values, l);
+    return {a, b, table(weights_, l, plan_.entries()), scale()};
 }
 
-mhr::tensor_view<float, 3> routed_adapters::logits_of(aligned_floats& values, int l) const {
-    return logits_.in(span(values)).slice(0, l);
+mhr::tensor_ref<3> routed_adapters::logits_of(aligned_floats& values, int l) const {
+    return logits_.in(buffer(values)).slice(0, l);
 }
 
-mhr::tensor_view<float, 3> routed_adapters::table(aligned_floats& values, int l,
-                                                  index_t rows) const {
+mhr::tensor_ref<3> routed_adapters::table(aligned_floats& values, int l, index_t rows) const {
     const index_t row = options_.heads * options_.modules;
     return {values.data() + l * rows * row, {rows, options_.heads, options_.modules}};
 }
@@ -208,9 +204,9 @@ mhr::tensor_view<float, 3> routed_adapters::table(aligned_floats& values, int l,
 plain_adapters routed_adapters::average() const {
     plain_adapters result(options_.rank, 0);
     for (int l = 0; l < layer_count; ++l)
-        mhr::average_lora_forward(executor,
-                                  modules_[static_cast<std::size_t>(l)].in(span(memory_.values)),
-                                  result.adapter(l));
+        mhr::average_lora_forward(
+            executor, modules_[static_cast<std::size_t>(l)].in_const(buffer(memory_.values)),
+            result.adapter(l));
     return result;
 }
 
@@ -221,10 +217,10 @@ std::vector<float> routed_adapters::weights() const {
     for (std::size_t t = 0; t < tasks.size(); ++t)
         tasks[t] = static_cast<std::int64_t>(t);
     for (int l = 0; l < layer_count; ++l) {
-        const mhr::tensor_view<float, 3> of_layer(
-            result.data() + l * row, {options_.tasks, options_.heads, options_.modules},
-            {layer_count * row, options_.modules, 1});
-        mhr::router_forward(executor, logits_.in(span(memory_.values)).slice(0, l),
+        const mhr::tensor_ref<3> of_layer(result.data() + l * row,
+                                          {options_.tasks, options_.heads, options_.modules},
+                                          {layer_count * row, options_.modules, 1});
+        mhr::router_forward(executor, logits_.in_const(buffer(memory_.values)).slice(0, l),
                             mhr::tensor_view<const std::int64_t, 1>(tasks.data(), {options_.tasks}),
                             mhr::routing_rule{mhr::sigmoid_gate{}}, of_layer);
     }
@@ -251,42 +247,38 @@ void routed_adapters::begin(const task_rows& rows, const routing_mode& mode) {
     noisy_ = mode.noise != nullptr;
     if (noisy_) {
         uniforms_.resize(numbers);
-        mhr::draw_uniforms(*mode.noise, mhr::tensor_view<float, 1>(
-                                            uniforms_.data(), {static_cast<index_t>(numbers)}));
+        mhr::draw_uniforms(*mode.noise, buffer(uniforms_));
     }
     for (int l = 0; l < layer_count; ++l) {
         with_rule(l, [&](const auto& rule) {
             mhr::router_forward(executor, logits_of(memory_.values, l), plan_.tasks(), rule,
                                 table(weights_, l, plan_.entries()));
         });
-        const mhr::lora_shape shape = shape_of(inventory(memory_.values, l));
         auto& memory = state_memory_[static_cast<std::size_t>(l)];
-        memory.reserve(mhr::routed_lora_state_size<float>(plan_, shape));
+        memory.reserve(mhr::routed_lora_state_size(batch(), layer(l)));
         mhr::workspace workspace = memory;
         states_[static_cast<std::size_t>(l)] =
-            mhr::take_routed_lora_state<float>(workspace, plan_, shape);
-        scratch_.reserve(mhr::routed_lora_backward_workspace_size<float>(plan_, shape));
+            mhr::take_routed_lora_state(workspace, batch(), layer(l));
+        scratch_.reserve(mhr::routed_lora_backward_workspace_size(batch(), layer(l)));
     }
 }
 
 void routed_adapters::forward(int l, const const_matrix_view<float>& x, matrix_view<float>& y) {
-    mhr::routed_lora_forward(executor, plan_, mhr::view_of(x), inventory(memory_.values, l),
-                             table(weights_, l, plan_.entries()),
-                             1.0 / static_cast<double>(options_.rank), mhr::view_of(y),
+    mhr::routed_lora_forward(batch(), layer(l), mhr::eigen::view_of(x), mhr::eigen::view_of(y),
                              states_[static_cast<std::size_t>(l)]);
 }
 
 void routed_adapters::backward(int l, const const_matrix_view<float>& x,
                                const const_matrix_view<float>& d_y, matrix_view<float>& d_x) {
-    mhr::lora_inventory<float> d_inventory;
-    if (trains_modules_) d_inventory = inventory(memory_.gradients, l);
-    mhr::tensor_view<float, 3> d_weights;
-    if (trains_logits()) d_weights = table(d_weights_, l, plan_.entries());
-    mhr::routed_lora_backward(executor, plan_, mhr::view_of(x), inventory(memory_.values, l),
-                              table(weights_, l, plan_.entries()),
-                              1.0 / static_cast<double>(options_.rank),
-                              states_[static_cast<std::size_t>(l)], mhr::view_of(d_y),
-                              view_if_wanted(d_x), d_inventory, d_weights, scratch_);
+    mhr::routed_lora_gradients gradients{view_if_wanted(d_x)};
+    if (trains_modules_) {
+        const auto [a, b] = inventory(memory_.gradients, l);
+        gradients.a = a;
+        gradients.b = b;
+    }
+    if (trains_logits()) gradients.weights = table(d_weights_, l, plan_.entries());
+    mhr::routed_lora_backward(batch(), layer(l), mhr::eigen::view_of(x), mhr::eigen::view_of(d_y),
+                              states_[static_cast<std::size_t>(l)], gradients, scratch_);
 }
 
 void routed_adapters::add_gram(int l, const const_matrix_view<float>& x,
@@ -295,9 +287,9 @@ void routed_adapters::add_gram(int l, const const_matrix_view<float>& x,
     // The gradients of the mixed adapters say all: those of the modules are their multiples.
     const auto& state = states_[static_cast<std::size_t>(l)];
     const auto gradients = take_gradients(gradients_of_tasks_, plan_.entries(), l, options_.rank);
-    mhr::lora_backward(executor, plan_, mhr::view_of(x), state.mixed,
-                       1.0 / static_cast<double>(options_.rank), state.hidden, mhr::view_of(d_y),
-                       view_if_wanted(d_x), gradients, scratch_);
+    mhr::lora_backward(batch(), {state.mixed.a, state.mixed.b, scale()}, mhr::eigen::view_of(x),
+                       mhr::eigen::view_of(d_y), {state.hidden}, {view_if_wanted(d_x), gradients},
+                       scratch_);
     mhr::routed_lora_gradient_gram(executor, table(weights_, l, plan_.entries()), gradients, gram);
 }
 

@@ -28,7 +28,7 @@ struct parameter_group {
     mhr::index_t size() const { return values.size(); }
 };
 
-/// All parameters of some adapters, of every layer, in one span, and their gradients in another.
+/// All parameters of some adapters, of every layer, in one buffer, and their gradients in another.
 struct parameter_memory {
     aligned_floats values, gradients;
 
@@ -41,6 +41,14 @@ struct parameter_memory {
         return {{values.data() + first, count}, {gradients.data() + first, count}};
     }
 };
+
+/// The parameters, or their gradients, as one vector.
+inline mhr::tensor_ref<1> buffer(aligned_floats& values) {
+    return {values.data(), {static_cast<mhr::index_t>(values.size())}};
+}
+inline mhr::const_tensor_ref<1> buffer(const aligned_floats& values) {
+    return {values.data(), {static_cast<mhr::index_t>(values.size())}};
+}
 
 /// The sequences of a batch: one after the other, of equal length, each of one task.
 struct task_rows {
@@ -61,7 +69,7 @@ class plain_adapters {
     /// Drawn as PEFT draws them: A Kaiming-uniform, B zero, so that nothing changes at first.
     plain_adapters(mhr::index_t rank, std::uint64_t seed);
 
-    mhr::lora<float> adapter(int l) { return view(memory_.values, l); }
+    mhr::lora_matrices adapter(int l) { return matrices(memory_.values, l); }
 
     /// Prepares for batches of the given rows.
     void begin(const task_rows& rows, const routing_mode& mode = {});
@@ -84,9 +92,10 @@ class plain_adapters {
     mhr::index_t trained_parameters() const;
 
   private:
-    mhr::lora<float> view(aligned_floats& values, int l) const;
-    mhr::lora_batch<float> adapters(int l);
-    mhr::tensor_view<float, 2> hidden(int l);
+    mhr::lora_matrices matrices(aligned_floats& values, int l) const;
+    mhr::lora_list adapters(int l);
+    mhr::lora_state state(int l);
+    double scale() const { return 1.0 / static_cast<double>(rank_); }
     void reserve();
 
     struct adapter_place {
@@ -153,15 +162,16 @@ class routed_adapters {
 
     /// All modules and logits, and all their gradients: what ranks of a data-parallel training
     /// share and sum.
-    mhr::tensor_view<float, 1> values() { return span(memory_.values); }
-    mhr::tensor_view<float, 1> gradients() { return span(memory_.gradients); }
+    mhr::tensor_ref<1> values() { return buffer(memory_.values); }
+    mhr::tensor_ref<1> gradients() { return buffer(memory_.gradients); }
 
   private:
-    static mhr::tensor_view<float, 1> span(aligned_floats& values);
-    static mhr::tensor_view<const float, 1> span(const aligned_floats& values);
-    mhr::lora_inventory<float> inventory(aligned_floats& values, int l) const;
-    mhr::tensor_view<float, 3> logits_of(aligned_floats& values, int l) const;
-    mhr::tensor_view<float, 3> table(aligned_floats& values, int l, mhr::index_t rows) const;
+    mhr::lora_inventory_matrices inventory(aligned_floats& values, int l) const;
+    mhr::routed_lora layer(int l);
+    double scale() const { return 1.0 / static_cast<double>(options_.rank); }
+    mhr::batch batch() const { return {plan_}; }
+    mhr::tensor_ref<3> logits_of(aligned_floats& values, int l) const;
+    mhr::tensor_ref<3> table(aligned_floats& values, int l, mhr::index_t rows) const;
     void lay_out();
     void draw_logits(std::uint64_t seed);
     template <class Route>
@@ -181,7 +191,7 @@ class routed_adapters {
     aligned_floats weights_;
     aligned_floats d_weights_;
     std::vector<mhr::owned_workspace> state_memory_;
-    std::vector<mhr::routed_lora_state<float>> states_;
+    std::vector<mhr::routed_lora_state> states_;
     mhr::owned_workspace scratch_;
     mhr::owned_workspace gradients_of_tasks_;
 };

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <vector>
 
-#include <mhr/analysis/task_similarity.hpp>
+#include <mhr/training/task_similarity.hpp>
 
 namespace cross_task {
 

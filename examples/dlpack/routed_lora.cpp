@@ -1,6 +1,6 @@
 // A function as a Python extension or an engine's plug-in exports it: it takes tensors of whoever
-// calls, f32 or f64, of any strides, by DLPack, and copies none. A main() that calls it stands
-// below.
+// calls, of any of mhr's element types and of any strides, by DLPack, and copies none. A main()
+// that calls it stands below.
 
 #include <array>
 #include <cstddef>
@@ -11,29 +11,42 @@
 #include <utility>
 #include <vector>
 
-#include <mhr/interop/dlpack.hpp>
+#include <mhr/hosts/dlpack.hpp>
 #include <mhr/mhr.hpp>
 
 namespace {
 
-template <class T>
+using mhr::dlpack::const_ref_of;
+
 void add_routed_lora(const DLTensor& x, const DLTensor& task_of_row, const DLTensor& a,
                      const DLTensor& b, const DLTensor& logits, double scale, const DLTensor& y) {
-    const mhr::lora_inventory<const T> inventory{mhr::view_of<const T, 4>(a, "a"),
-                                                 mhr::view_of<const T, 4>(b, "b")};
+    const auto rows = const_ref_of<2>(x, "x"); // [sequences, rows, in] would do, too
+    const auto table = const_ref_of<3>(logits, "logits");
     mhr::batch_plan plan; // an engine keeps plan, weights and state from call to call
-    plan.assign_rows(mhr::view_of<const std::int64_t, 1>(task_of_row, "task_of_row"));
-    const auto shape = mhr::shape_of(inventory);
-    std::vector<T> w(static_cast<std::size_t>(plan.entries() * shape.heads * shape.modules));
-    const mhr::tensor_view<T, 3> weights(w.data(), {plan.entries(), shape.heads, shape.modules});
-    const mhr::serial_executor executor;
-    mhr::router_forward(executor, mhr::view_of<const T, 3>(logits, "logits"), plan.tasks(),
-                        mhr::routing_rule{mhr::sigmoid_gate{}}, weights);
-    mhr::owned_workspace memory(mhr::routed_lora_state_size<T>(plan, shape));
+    plan.assign_rows(mhr::dlpack::view_of<const std::int64_t, 1>(task_of_row, "task_of_row"));
+    mhr::routed_lora layer{const_ref_of<4>(a, "a"), const_ref_of<4>(b, "b"), {}, scale};
+    const auto outputs = mhr::dlpack::ref_of<2>(y, "y");
+
+    // Sums are f64 where one of the caller's tensors is.
+    mhr::element_type sums = mhr::element_type::f32;
+    for (const mhr::element_type type :
+         {rows.type(), layer.a.type(), layer.b.type(), table.type(), outputs.type()})
+        sums = mhr::sums_of(sums, type);
+
+    const auto take_weights = [&](mhr::workspace& memory) {
+        return memory.take<3>(sums, {plan.entries(), table.extent(1), table.extent(2)});
+    };
+    const mhr::batch batch{plan};
+    mhr::workspace meter; // it has no memory, and counts
+    (void)take_weights(meter);
+    (void)mhr::take_routed_lora_state(meter, batch, layer, sums);
+    mhr::owned_workspace memory(meter.used());
     mhr::workspace workspace = memory;
-    mhr::routed_lora_forward(executor, plan, mhr::view_of<const T, 2>(x, "x"), inventory, weights,
-                             scale, mhr::view_of<T, 2>(y, "y"),
-                             mhr::take_routed_lora_state<T>(workspace, plan, shape));
+    const auto weights = take_weights(workspace);
+    mhr::router_forward({}, table, plan.tasks(), mhr::routing_rule{mhr::sigmoid_gate{}}, weights);
+    layer.weights = weights;
+    mhr::routed_lora_forward(batch, layer, rows, outputs,
+                             mhr::take_routed_lora_state(workspace, batch, layer, sums));
 }
 
 thread_local std::string last_error;
@@ -47,10 +60,7 @@ extern "C" const char* routed_lora(const DLTensor* x, const DLTensor* task_of_ro
                                    const DLTensor* a, const DLTensor* b, const DLTensor* logits,
                                    double scale, const DLTensor* y) {
     try {
-        if (mhr::holds<double>(*x))
-            add_routed_lora<double>(*x, *task_of_row, *a, *b, *logits, scale, *y);
-        else
-            add_routed_lora<float>(*x, *task_of_row, *a, *b, *logits, scale, *y);
+        add_routed_lora(*x, *task_of_row, *a, *b, *logits, scale, *y);
         return nullptr;
     } catch (const std::exception& error) {
         last_error = error.what();
@@ -60,19 +70,20 @@ extern "C" const char* routed_lora(const DLTensor* x, const DLTensor* task_of_ro
 
 /// A caller's tensor, all of one value.
 template <class T, std::size_t Rank>
-mhr::owned_dlpack<> tensor(const std::array<mhr::index_t, Rank>& extents, T value) {
+mhr::dlpack::owned<> tensor(const std::array<mhr::index_t, Rank>& extents, T value) {
     const mhr::tensor_view<T, Rank> sizes(nullptr, extents);
     std::vector<T> memory(static_cast<std::size_t>(sizes.size()), value);
     const mhr::tensor_view<T, Rank> view(memory.data(), extents);
-    return mhr::to_dlpack(view, std::move(memory));
+    return mhr::dlpack::managed_of(view, std::move(memory));
 }
 
 int main() {
     const auto x = tensor<float, 2>({3, 8}, 0.5F), y = tensor<float, 2>({3, 12}, 1.0F);
-    const auto a = tensor<float, 4>({4, 3, 2, 2}, 0.1F), b = tensor<float, 4>({4, 3, 2, 3}, 0.2F);
+    const auto a = tensor<float, 4>({4, 3, 2, 2}, 0.1F);
+    const auto b = tensor<mhr::bf16, 4>({4, 3, 2, 3}, mhr::bf16(0.2F)); // of another type
     const auto logits = tensor<float, 3>({5, 4, 3}, 0.0F);
     const auto task_of_row = tensor<std::int64_t, 1>({3}, 4);
-    mhr::view_of<std::int64_t, 1> (*task_of_row)(2) = -1;
+    mhr::dlpack::view_of<std::int64_t, 1> (*task_of_row)(2) = -1;
 
     const auto call = [&] {
         return routed_lora(&x->dl_tensor, &task_of_row->dl_tensor, &a->dl_tensor, &b->dl_tensor,
@@ -82,7 +93,7 @@ int main() {
         std::puts(message);
         return 1;
     }
-    const auto result = mhr::view_of<const float, 2>(*y);
+    const auto result = const_ref_of<2>(*y).as<float>();
     std::printf("y: with task 4 %.2f, base only %.2f\n", result(0, 0), result(2, 0));
 
     x->dl_tensor.device.device_type = kDLCUDA;

@@ -7,7 +7,7 @@
 
 #include <Eigen/Core>
 
-#include <mhr/interop/eigen.hpp>
+#include <mhr/hosts/eigen.hpp>
 #include <mhr/mhr.hpp>
 
 using Eigen::MatrixXf;
@@ -29,36 +29,34 @@ int main() {
     const MatrixXf b = MatrixXf::Random(modules * rank, out);
     const MatrixXf z = MatrixXf::Random(tasks, heads * modules);
 
-    // The same memory with the axes that mhr knows: [heads, modules, in / heads, rank],
-    // [heads, modules, rank, out / heads], and [tasks, heads, modules].
-    const mhr::lora_inventory<const float> inventory{
-        mhr::view_of(a).split(0, modules).split(1, heads).transpose(0, 1),
-        mhr::view_of(b).split(0, modules).split(2, heads).transpose(1, 2).transpose(0, 1)};
-    const auto logits = mhr::view_of(z).split(1, heads);
-
     // Once for a batch: group the rows by task, and route the distinct tasks.
+    using mhr::eigen::view_of;
     mhr::batch_plan plan;
-    plan.assign_rows(mhr::view_of(task_of_row));
+    plan.assign_rows(view_of(task_of_row));
     MatrixXf w(plan.entries(), heads * modules);
-    const auto weights = mhr::view_of(w).split(1, heads);
-    const mhr::serial_executor executor;
-    mhr::router_forward(executor, logits, plan.tasks(), mhr::routing_rule{mhr::sigmoid_gate{}},
-                        weights);
+    const auto weights = view_of(w).split(1, heads);
+    const auto logits = view_of(z).split(1, heads); // [tasks, heads, modules]
+    mhr::router_forward({}, logits, plan.tasks(), mhr::routing_rule{mhr::sigmoid_gate{}}, weights);
 
-    // For each layer.
-    const auto shape = mhr::shape_of(inventory);
-    mhr::owned_workspace memory(mhr::routed_lora_state_size<float>(plan, shape));
+    // For each layer. The same memory with the axes that mhr knows: [heads, modules, in / heads,
+    // rank], [heads, modules, rank, out / heads] and [entries, heads, modules].
+    const mhr::routed_lora layer{
+        view_of(a).split(0, modules).split(1, heads).transpose(0, 1),
+        view_of(b).split(0, modules).split(2, heads).transpose(1, 2).transpose(0, 1), weights,
+        scale};
+    const mhr::batch batch{plan};
+    mhr::owned_workspace memory(mhr::routed_lora_state_size(batch, layer));
     mhr::workspace workspace = memory;
-    const auto state = mhr::take_routed_lora_state<float>(workspace, plan, shape);
-    mhr::routed_lora_forward(executor, plan, mhr::view_of(x), inventory, weights, scale,
-                             mhr::view_of(y), state);
+    const auto state = mhr::take_routed_lora_state(workspace, batch, layer);
+    mhr::routed_lora_forward(batch, layer, view_of(x), view_of(y), state);
 
     // What the layer added, and what Eigen makes of the adapters that were mixed for each task.
     const MatrixXf added = y - x * base;
     float largest = 0;
     for (mhr::index_t entry = 0; entry < plan.entries(); ++entry) {
-        const MatrixXf product =
-            mhr::map_of(state.mixed.a.slice(0, entry)) * mhr::map_of(state.mixed.b.slice(0, entry));
+        using mhr::eigen::map_of;
+        const MatrixXf product = map_of(state.mixed.a.slice(0, entry).as<float>()) *
+                                 map_of(state.mixed.b.slice(0, entry).as<float>());
         for (Eigen::Index row = 0; row < rows; ++row)
             if (task_of_row[row] == plan.tasks()(entry))
                 largest = std::max(

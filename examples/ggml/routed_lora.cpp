@@ -8,12 +8,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <random>
+#include <string>
 #include <vector>
 
 #include <ggml-cpu.h>
 #include <ggml.h>
 
-#include <mhr/interop/ggml.hpp>
+#include <mhr/hosts/ggml.hpp>
 #include <mhr/mhr.hpp>
 
 namespace {
@@ -57,7 +58,7 @@ int main() {
     plan.assign_sequences(
         mhr::tensor_view<const std::int32_t, 1>(task_of_sequence.data(), {sequences}),
         mhr::tensor_view<const std::int32_t, 1>(rows_of_sequence.data(), {sequences}));
-    const mhr::ggml_lora_batch batch{&plan, scale}; // kept until the graph is computed
+    const mhr::ggml::routed_batch batch{&plan, scale}; // kept until the graph is computed
 
     // The model's tensors: the layer's weight, and the inventory and logits as PEFT stores them.
     ggml_context* const context = ggml_init({std::size_t(256) << 20, nullptr, false});
@@ -68,8 +69,7 @@ int main() {
         ggml_new_tensor_4d(context, GGML_TYPE_F16, out / heads, rank, modules, heads);
     ggml_tensor* const logits = ggml_new_tensor_2d(context, GGML_TYPE_F32, modules * heads, tasks);
     ggml_tensor* const x = ggml_new_tensor_2d(context, GGML_TYPE_F32, in, plan.rows());
-    const mhr::lora_inventory<mhr::ggml_f16> inventory{mhr::view_of<mhr::ggml_f16, 4>(a),
-                                                       mhr::view_of<mhr::ggml_f16, 4>(b)};
+    using mhr::ggml::ref_of;
     std::mt19937 random(1);
     const auto fill = [&](const auto& view, float size) {
         std::uniform_real_distribution<float> uniform(-size, size);
@@ -77,38 +77,42 @@ int main() {
             for (mhr::index_t j = 0; j < view.extent(1); ++j)
                 view(i, j) = uniform(random);
     };
-    fill(mhr::view_of<float, 2>(weight), 0.05F);
-    fill(mhr::view_of<float, 2>(x), 1);
-    fill(mhr::view_of<float, 2>(logits), 3);
-    mhr::initialise_inventory(/*seed=*/2, inventory);
+    fill(ref_of<2>(weight).as<float>(), 0.05F);
+    fill(ref_of<2>(x).as<float>(), 1);
+    fill(ref_of<2>(logits).as<float>(), 3);
+    mhr::initialise_inventory(/*seed=*/2, {ref_of<4>(a), ref_of<4>(b)});
+    const auto b_values = ref_of<4>(b).as<mhr::f16>();
     for (mhr::index_t h = 0; h < heads; ++h) // b = 0 otherwise: pretend that it was trained
         for (mhr::index_t m = 0; m < modules; ++m)
             for (mhr::index_t k = 0; k < rank; ++k)
                 for (mhr::index_t o = 0; o < out / heads; ++o)
-                    inventory.b(h, m, k, o) = mhr::ggml_f16(std::sin(float(h + 3 * m + 7 * k + o)));
+                    b_values(h, m, k, o) = mhr::f16(std::sin(float(h + 3 * m + 7 * k + o)));
 
     // The layer: y = x W^T + scale (x A) B, with the A and B of each row's task.
     ggml_tensor* const ids = ggml_new_tensor_1d(context, GGML_TYPE_I32, plan.entries());
     for (mhr::index_t entry = 0; entry < plan.entries(); ++entry)
-        mhr::view_of<std::int32_t, 1>(ids)(entry) = static_cast<std::int32_t>(plan.tasks()(entry));
+        mhr::ggml::view_of<std::int32_t, 1>(ids)(entry) =
+            static_cast<std::int32_t>(plan.tasks()(entry));
     ggml_tensor* const weights = route(context, logits, ids);
-    ggml_tensor* const mixed_a = mhr::ggml_mix_lora_a<mhr::ggml_f16>(context, weights, a);
-    ggml_tensor* const mixed_b = mhr::ggml_mix_lora_b<mhr::ggml_f16>(context, weights, b);
     ggml_tensor* const base = ggml_mul_mat(context, weight, x);
     const double base_time = milliseconds_of(context, base);
-    ggml_tensor* const y = mhr::ggml_lora_inplace(context, base, x, mixed_a, mixed_b, &batch);
+    const mhr::ggml::routed_tensors layer{weights, a, b};
+    if (const std::string why = mhr::ggml::why_not(base, x, layer, batch); !why.empty()) {
+        std::puts(why.c_str()); // an engine serves such a layer otherwise
+        return 1;
+    }
+    ggml_tensor* const y = mhr::ggml::routed_lora_inplace(context, base, x, layer, batch);
     const double time = milliseconds_of(context, y);
 
     // The same by merging: for each task a copy of the weight, and ggml's product alone.
-    const mhr::serial_executor executor;
-    const auto y_view = mhr::view_of<const float, 2>(y);
+    const auto y_view = ref_of<2>(y).as<float>();
     double worst = 0, largest = 0;
     const auto compare = [&](mhr::tensor_view<const mhr::index_t, 1> rows, ggml_tensor* merged) {
         ggml_tensor* const product = ggml_mul_mat(context, merged, x);
         ggml_cgraph* const graph = ggml_new_graph(context);
         ggml_build_forward_expand(graph, product);
         ggml_graph_compute_with_ctx(context, graph, threads);
-        const auto want = mhr::view_of<const float, 2>(product);
+        const auto want = ref_of<2>(product).as<float>();
         for (mhr::index_t i = 0; i < rows.extent(0); ++i)
             for (mhr::index_t o = 0; o < out; ++o) {
                 worst = std::max(worst, double(std::abs(y_view(rows(i), o) - want(rows(i), o))));
@@ -118,13 +122,14 @@ int main() {
     compare(plan.base_rows(), weight);
     for (mhr::index_t entry = 0; entry < plan.entries(); ++entry) {
         std::vector<float> of_a(in * rank), of_b(rank * out);
-        const mhr::lora<float> adapter{{of_a.data(), {in, rank}}, {of_b.data(), {rank, out}}};
+        mhr::mix_lora_forward({}, ref_of<3>(weights).block(0, entry, 1),
+                              {ref_of<4>(a), ref_of<4>(b)},
+                              {{of_a.data(), {1, in, rank}}, {of_b.data(), {1, rank, out}}});
         ggml_tensor* const merged = ggml_dup_tensor(context, weight);
         std::copy_n(static_cast<const float*>(weight->data), in * out,
                     static_cast<float*>(merged->data));
-        mhr::mix_lora_forward(executor, mhr::view_of<const float, 3>(weights).block(0, entry, 1),
-                              inventory, mhr::as_batch(adapter));
-        mhr::merge_lora(executor, adapter, scale, mhr::view_of<float, 2>(merged));
+        mhr::merge_lora({}, {{of_a.data(), {in, rank}}, {of_b.data(), {rank, out}}, scale},
+                        ref_of<2>(merged));
         compare(plan.rows_of(entry), merged);
     }
     ggml_free(context);

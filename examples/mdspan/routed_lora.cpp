@@ -6,7 +6,7 @@
 #include <mdspan>
 #include <vector>
 
-#include <mhr/interop/mdspan.hpp>
+#include <mhr/hosts/mdspan.hpp>
 #include <mhr/mhr.hpp>
 
 int main() {
@@ -31,8 +31,6 @@ int main() {
             for (int head = 0; head < b.extent(2); ++head)
                 for (int column = 0; column < b.extent(3); ++column)
                     b[module, k, head, column] = 0.1F * static_cast<float>(module);
-    const mhr::lora_inventory<float> inventory{mhr::view_of(a).transpose(0, 1),
-                                               mhr::view_of(b).transpose(1, 2).transpose(0, 1)};
 
     // The router: task 4 prefers the last module everywhere, the others have no preference.
     std::vector<float> z(tasks * heads * modules), w(tasks * heads * modules);
@@ -41,24 +39,25 @@ int main() {
         logits[4, head, 2] = 5;
 
     // Once for a batch: group the rows by task, and route the distinct tasks.
+    using mhr::mdspan::view_of;
     mhr::batch_plan plan;
-    plan.assign_rows(mhr::view_of(task_of_row));
-    const auto weights = mhr::view_of(
+    plan.assign_rows(view_of(task_of_row));
+    const auto weights = view_of(
         std::mdspan(w.data(), std::dextents<std::size_t, 3>(plan.entries(), heads, modules)));
-    const mhr::serial_executor executor;
-    mhr::router_forward(executor, mhr::view_of(logits), plan.tasks(),
-                        mhr::routing_rule{mhr::sigmoid_gate{}}, weights);
+    mhr::router_forward({}, view_of(logits), plan.tasks(), mhr::routing_rule{mhr::sigmoid_gate{}},
+                        weights);
 
     // For each layer.
-    const auto shape = mhr::shape_of(inventory);
-    mhr::owned_workspace memory(mhr::routed_lora_state_size<float>(plan, shape));
+    const mhr::routed_lora layer{view_of(a).transpose(0, 1),
+                                 view_of(b).transpose(1, 2).transpose(0, 1), weights, 1.0 / rank};
+    const mhr::batch batch{plan};
+    mhr::owned_workspace memory(mhr::routed_lora_state_size(batch, layer));
     mhr::workspace workspace = memory;
-    const auto state = mhr::take_routed_lora_state<float>(workspace, plan, shape);
-    mhr::routed_lora_forward(executor, plan, mhr::view_of(x), inventory, weights, 1.0 / rank,
-                             mhr::view_of(y), state);
+    const auto state = mhr::take_routed_lora_state(workspace, batch, layer);
+    mhr::routed_lora_forward(batch, layer, view_of(x), view_of(y), state);
 
     // What mhr has made, as mdspans again: the adapter that was mixed for the first of the tasks.
-    const auto mixed = mhr::mdspan_of(state.mixed.b.slice(0, 0));
+    const auto mixed = mhr::mdspan::span_of(state.mixed.b.slice(0, 0).as<float>());
     std::printf("y: task 4 %.4f, task 2 %.4f, base only %.4f; B of the first [%td, %td], %.4f\n",
                 y[0, 0], y[1, 0], y[2, 0], mixed.extent(0), mixed.extent(1), mixed[0, 0]);
     return y[0, 0] > y[1, 0] && y[1, 0] > y[2, 0] ? 0 : 1;

@@ -4,36 +4,54 @@
 #include <string>
 #include <system_error>
 
-#include <mhr/adapters/lora.hpp>
-#include <mhr/adapters/routed_lora.hpp>
+#include <mhr/core/element_type.hpp>
 #include <mhr/core/error.hpp>
 #include <mhr/core/executor.hpp>
-#include <mhr/io/peft.hpp>
-#include <mhr/io/printable.hpp>
+#include <mhr/io/files/file_path.hpp>
+#include <mhr/io/peft/peft.hpp>
+#include <mhr/lora/inventory.hpp>
 #include <mhr/routing/router.hpp>
 
 namespace {
 
-template <class T>
-std::vector<T> numbers(mhr::index_t count) {
-    return std::vector<T>(static_cast<std::size_t>(count));
+/// Memory of so many elements of any type.
+std::vector<double> room_for(mhr::index_t count) {
+    return std::vector<double>(static_cast<std::size_t>(count));
 }
 
-template <class T>
-void mix(const mhr::poly_checkpoint& routed, const mhr::poly_checkpoint::layer& layer,
-         const mhr::lora_inventory<T>& inventory, std::int64_t task, const mhr::lora<T>& plain) {
-    const mhr::index_t heads = layer.shape.heads;
-    const mhr::index_t modules = layer.shape.modules;
+/// Calls `use(inventory, logits)` with the tensors of a layer where they lie in the file, or with
+/// copies if they are not aligned there.
+template <class Use>
+void with_tensors(const mhr::poly_checkpoint& routed, const mhr::poly_checkpoint::layer& layer,
+                  Use&& use) {
+    if (routed.is_aligned(layer)) return use(routed.inventory(layer), routed.logits(layer));
+    const auto& [heads, modules, in, out, rank] = layer.shape;
     const mhr::index_t tasks = routed.config().tasks();
-    auto table = numbers<T>(tasks * heads * modules);
-    const mhr::tensor_view<T, 3> logits(table.data(), {tasks, heads, modules});
+    auto of_a = room_for(modules * in * rank);
+    auto of_b = room_for(modules * rank * out);
+    auto of_logits = room_for(tasks * heads * modules);
+    const mhr::lora_inventory_matrices inventory{
+        {of_a.data(), layer.a_type, {heads, modules, in / heads, rank}},
+        {of_b.data(), layer.b_type, {heads, modules, rank, out / heads}}};
+    const mhr::tensor_ref<3> logits(of_logits.data(), layer.logits_type, {tasks, heads, modules});
+    routed.read_inventory(layer, inventory);
     routed.read_logits(layer, logits);
-    auto of_task = numbers<T>(heads * modules);
-    const mhr::tensor_view<T, 3> weights(of_task.data(), {1, heads, modules});
+    use(inventory, logits);
+}
+
+/// What the routing of a task mixes.
+void mix(const mhr::lora_inventory& inventory, const mhr::const_tensor_ref<3>& logits,
+         std::int64_t task, const mhr::lora_matrices& plain) {
+    const mhr::index_t heads = logits.extent(1);
+    const mhr::index_t modules = logits.extent(2);
+    auto of_task = room_for(heads * modules);
+    const mhr::tensor_ref<3> weights(of_task.data(), mhr::sums_of(plain.a.type(), logits.type()),
+                                     {1, heads, modules});
     mhr::router_forward(mhr::serial_executor{}, logits,
                         mhr::tensor_view<const std::int64_t, 1>(&task, {1}),
                         mhr::routing_rule{mhr::sigmoid_gate{}}, weights);
-    mhr::mix_lora_forward(mhr::serial_executor{}, weights, inventory, mhr::as_batch(plain));
+    mhr::mix_lora_forward(mhr::serial_executor{}, weights, inventory,
+                          {plain.a.prepend_axis(), plain.b.prepend_axis()});
 }
 
 mhr::lora_config plain_config(const mhr::poly_config& routed) {
@@ -57,28 +75,23 @@ void require_no_adapter(const std::filesystem::path& folder) {
 
 } // namespace
 
-template <class T>
-mhr::lora<T> plain_adapter::plain_layer(const mhr::poly_checkpoint& routed,
-                                        const mhr::poly_checkpoint::layer& layer,
-                                        std::optional<std::int64_t> task,
-                                        std::deque<std::vector<T>>& memory) {
+mhr::lora plain_adapter::plain_layer(const mhr::poly_checkpoint& routed,
+                                     const mhr::poly_checkpoint::layer& layer,
+                                     std::optional<std::int64_t> task) {
     const auto& [heads, modules, in, out, rank] = layer.shape;
-    auto a = numbers<T>(modules * in * rank);
-    auto b = numbers<T>(modules * rank * out);
-    const mhr::lora_inventory<T> inventory{{a.data(), {heads, modules, in / heads, rank}},
-                                           {b.data(), {heads, modules, rank, out / heads}}};
-    routed.read_inventory(layer, inventory);
-
-    // Their memory is laid out as in the file, so that writing copies nothing.
-    std::vector<T>& plain_a = memory.emplace_back(numbers<T>(rank * in));
-    std::vector<T>& plain_b = memory.emplace_back(numbers<T>(out * rank));
-    const mhr::lora<T> plain{mhr::tensor_view<T, 2>(plain_a.data(), {rank, in}).transpose(0, 1),
-                             mhr::tensor_view<T, 2>(plain_b.data(), {out, rank}).transpose(0, 1)};
-    if (task)
-        mix(routed, layer, inventory, *task, plain);
-    else
-        mhr::average_lora_forward(mhr::serial_executor{}, inventory, plain);
-    return plain;
+    const mhr::element_type type = mhr::sums_of(layer.a_type, layer.b_type);
+    // It is laid out as in the file, so that writing copies nothing.
+    void* const of_a = memory_.emplace_back(room_for(rank * in)).data();
+    void* const of_b = memory_.emplace_back(room_for(out * rank)).data();
+    const mhr::lora_matrices plain{mhr::tensor_ref<2>(of_a, type, {rank, in}).transpose(0, 1),
+                                   mhr::tensor_ref<2>(of_b, type, {out, rank}).transpose(0, 1)};
+    with_tensors(routed, layer, [&](const auto& inventory, const auto& logits) {
+        if (task)
+            mix(inventory, logits, *task, plain);
+        else
+            mhr::average_lora_forward(mhr::serial_executor{}, inventory, plain);
+    });
+    return {plain.a, plain.b, routed.config().scale()};
 }
 
 plain_adapter::plain_adapter(const mhr::poly_checkpoint& routed, std::optional<std::int64_t> task)
@@ -88,10 +101,7 @@ plain_adapter::plain_adapter(const mhr::poly_checkpoint& routed, std::optional<s
         mhr::raise("export: task: expected a number from 0 to " + std::to_string(tasks - 1) +
                    ", got " + std::to_string(*task));
     for (const auto& layer : routed.layers())
-        if (layer.modules_type == mhr::dtype::f64)
-            writer_.add_layer(layer.name, plain_layer(routed, layer, task, doubles_));
-        else
-            writer_.add_layer(layer.name, plain_layer(routed, layer, task, singles_));
+        writer_.add_layer(layer.name, plain_layer(routed, layer, task));
     for (const auto name : routed.saved())
         writer_.add_saved(routed.tensors(), name);
 }

@@ -6,8 +6,8 @@
 #include <optional>
 #include <vector>
 
-#include <mhr/io/peft_lora.hpp>
-#include <mhr/io/peft_poly.hpp>
+#include <mhr/io/peft/lora_checkpoint.hpp>
+#include <mhr/io/peft/poly_checkpoint.hpp>
 
 /// A routed adapter as a plain one, which every engine that reads LoRA of PEFT can load: what one
 /// task's routing mixes, or without a task the average of the modules. The matrices are as the
@@ -24,16 +24,14 @@ class plain_adapter {
     [[nodiscard]] const mhr::lora_checkpoint_writer& writer() const noexcept { return writer_; }
 
   private:
-    template <class T>
-    mhr::lora<T> plain_layer(const mhr::poly_checkpoint& routed,
-                             const mhr::poly_checkpoint::layer& layer,
-                             std::optional<std::int64_t> task, std::deque<std::vector<T>>& memory);
+    mhr::lora plain_layer(const mhr::poly_checkpoint& routed,
+                          const mhr::poly_checkpoint::layer& layer,
+                          std::optional<std::int64_t> task);
 
     mhr::lora_config config_;
     mhr::lora_checkpoint_writer writer_;
-    // The matrices: the writer wants them all at the end.
-    std::deque<std::vector<float>> singles_;
-    std::deque<std::vector<double>> doubles_;
+    // The matrices, of f32 or f64: the writer wants them all at the end.
+    std::deque<std::vector<double>> memory_;
 };
 
 /// Writes the folder of it. Errors: mhr::error for what cannot be read, another type than POLY, a

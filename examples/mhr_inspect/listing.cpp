@@ -11,10 +11,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include <mhr/core/error.hpp>
-#include <mhr/io/dtype.hpp>
-#include <mhr/io/peft.hpp>
-#include <mhr/io/printable.hpp>
+#include <mhr/core/element_type.hpp>
+#include <mhr/io/files/printable.hpp>
+#include <mhr/io/peft/peft.hpp>
+#include <mhr/io/safetensors/dtype.hpp>
 
 namespace {
 
@@ -23,9 +23,13 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-/// The type of a layer's matrices; where they are of two, the one that holds both.
-std::string type_name(mhr::dtype type, bool one_type) {
-    return std::string(mhr::dtype_name(type)) + (one_type ? "" : " (of two)");
+/// What the file calls an element type.
+std::string type_name(mhr::element_type type) {
+    return mhr::dtype_name(mhr::to_dtype(type));
+}
+/// The types of a layer's matrices a and b.
+std::string type_name(mhr::element_type a, mhr::element_type b) {
+    return a == b ? type_name(a) : type_name(a) + "/" + type_name(b);
 }
 
 json describe(const mhr::poly_checkpoint& adapter) {
@@ -41,8 +45,8 @@ json describe(const mhr::poly_checkpoint& adapter, const mhr::poly_checkpoint::l
     return {{"name", layer.name},
             {"in_features", layer.shape.in_features},
             {"out_features", layer.shape.out_features},
-            {"type", type_name(layer.modules_type, layer.one_type)},
-            {"logits_type", mhr::dtype_name(layer.logits_type)},
+            {"type", type_name(layer.a_type, layer.b_type)},
+            {"logits_type", type_name(layer.logits_type)},
             {"active_share", routing.active_share},
             {"discreteness", routing.discreteness},
             {"efficiency", routing.efficiency},
@@ -56,7 +60,7 @@ json describe(const mhr::lora_checkpoint&, const mhr::lora_checkpoint::layer& la
     return {{"name", layer.name},
             {"in_features", layer.in_features},
             {"out_features", layer.out_features},
-            {"type", type_name(layer.type, layer.one_type)},
+            {"type", type_name(layer.a_type, layer.b_type)},
             {"rank", layer.rank},
             {"scale", layer.scale}};
 }
@@ -67,7 +71,7 @@ json describe(const mhr::ia3_checkpoint&) {
 json describe(const mhr::ia3_checkpoint&, const mhr::ia3_checkpoint::layer& layer) {
     return {{"name", layer.name},
             {"features", layer.features},
-            {"type", mhr::dtype_name(layer.type)},
+            {"type", type_name(layer.type)},
             {"scales", layer.scales_inputs ? "inputs" : "outputs"}};
 }
 

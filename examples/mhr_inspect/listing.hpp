@@ -3,8 +3,8 @@
 #include <filesystem>
 #include <iosfwd>
 
-#include <mhr/io/peft_config.hpp>
-#include <mhr/io/safetensors.hpp>
+#include <mhr/io/peft/peft_config.hpp>
+#include <mhr/io/safetensors/safetensors_file.hpp>
 
 /// Writes what an adapter's folder holds, for people or as JSON: its layers, their shapes and types
 /// and, of a routed one, how its tasks route. Errors: mhr::error, before anything is written.

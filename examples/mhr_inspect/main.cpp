@@ -8,8 +8,8 @@
 #include "export.hpp"
 #include "listing.hpp"
 
-#include <mhr/io/file_path.hpp>
-#include <mhr/io/printable.hpp>
+#include <mhr/io/files/file_path.hpp>
+#include <mhr/io/files/printable.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -40,7 +40,7 @@ std::vector<std::string> arguments(int argc, char** argv) {
     (void)argv;
     SetConsoleOutputCP(CP_UTF8);
     wchar_t** const wide = CommandLineToArgvW(GetCommandLineW(), &argc);
-    const auto text = [&](int i) { return mhr::detail::utf8_of(std::wstring_view(wide[i])); };
+    const auto text = [&](int i) { return mhr::file_details::utf8_of(std::wstring_view(wide[i])); };
 #else
     const auto text = [&](int i) { return std::string(argv[i]); };
 #endif

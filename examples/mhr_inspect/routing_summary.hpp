@@ -1,6 +1,6 @@
 #pragma once
 
-#include <mhr/io/peft_poly.hpp>
+#include <mhr/io/peft/poly_checkpoint.hpp>
 
 /// How the tasks of one layer route; each is NaN where the logits are not numbers.
 struct routing_summary {

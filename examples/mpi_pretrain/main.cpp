@@ -3,9 +3,9 @@
 //     mpirun -np 2 mpi_pretrain
 //
 // Every rank holds the whole model and takes its share of the positions of each task. The gradients
-// of all inventories and routers lie in one span, so that a step takes one all-reduce. The program
-// trains with 1, 2, 4, .. and all ranks on the same batches, shows that all of them learn the same,
-// and how long they take. It fails if they do not.
+// of all inventories and routers lie in one buffer, so that a step takes one all-reduce. The
+// program trains with 1, 2, 4, .. and all ranks on the same batches, shows that all of them learn
+// the same, and how long they take. It fails if they do not.
 
 #include "../cross_task/adapters.hpp"
 #include "../cross_task/host_model.hpp"
@@ -29,7 +29,7 @@
 #include <utility>
 #include <vector>
 
-#include <mhr/interop/mpi.hpp>
+#include <mhr/hosts/mpi.hpp>
 
 namespace {
 
@@ -106,8 +106,9 @@ outcome train(MPI_Comm comm, int blocks, const host_model& host,
     optimiser<routed_adapters> optimise(adapters, {how.steps, 1e-2, 1e-1});
     batch input;
     activations state;
-    const auto copy = [](const mhr::tensor_view<float, 1>& span) {
-        return std::vector<float>(span.data(), span.data() + span.size());
+    const auto copy = [](const mhr::tensor_ref<1>& buffer) {
+        const auto numbers = buffer.as<float>();
+        return std::vector<float>(numbers.data(), numbers.data() + numbers.size());
     };
     outcome result;
     std::vector<double> step_seconds, all_reduce_seconds;
@@ -125,7 +126,7 @@ outcome train(MPI_Comm comm, int blocks, const host_model& host,
         optimise.update();
         step_seconds.push_back(MPI_Wtime() - start);
 
-        mhr::mpi::all_reduce(comm, mhr::tensor_view<double, 1>(&loss, {1})); // to be printed
+        mhr::mpi::all_reduce(comm, {&loss, {1}}); // to be printed
         result.loss.push_back(loss / static_cast<double>(input.rows() / count * blocks));
         if (step == 0) result.first_gradients = copy(adapters.gradients());
         if (step < compared_steps) result.early_values = copy(adapters.values());

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Puts routed LoRA beside the linear layers of an ONNX model, for include/mhr/interop/opencv_dnn.hpp.
+"""Puts routed LoRA beside the linear layers of an ONNX model, for include/mhr/hosts/opencv_dnn.hpp.
 
     add_adapters.py MODEL.onnx FOLDER [--images N] [--width W]
 

@@ -18,7 +18,7 @@
 
 #include <torch/torch.h>
 
-#include <mhr/interop/torch.hpp>
+#include <mhr/hosts/torch.hpp>
 
 namespace {
 
@@ -34,20 +34,21 @@ class routed_network : public torch::nn::Module {
     explicit routed_network(const sizes& s, torch::Dtype type)
         : router_(register_module(
               "poly_router",
-              mhr::Router(mhr::RouterOptions(s.tasks, s.modules).heads(s.heads).dtype(type)))) {
+              mhr::torch::Router(
+                  mhr::torch::RouterOptions(s.tasks, s.modules).heads(s.heads).dtype(type)))) {
         for (std::int64_t i = 0; i < s.layers; ++i) {
             torch::nn::Linear base(s.width, s.width);
             base->to(type);
-            const auto options = mhr::RoutedLoraOptions(s.modules, s.rank).heads(s.heads);
-            layers_.push_back(
-                register_module("layer" + std::to_string(i), mhr::RoutedLoraLinear(base, options)));
+            const auto options = mhr::torch::RoutedLoraOptions(s.modules, s.rank).heads(s.heads);
+            layers_.push_back(register_module("layer" + std::to_string(i),
+                                              mhr::torch::RoutedLoraLinear(base, options)));
         }
     }
 
     /// x [sequences, tokens, width]; task_ids [sequences]. The noise is an argument here, so that
     /// both trainings get the same; without it, the router draws its own.
     Tensor forward(Tensor x, const Tensor& task_ids, const Tensor& noise = {}) {
-        const auto batch = mhr::make_routed_batch(task_ids, x.size(1));
+        const auto batch = mhr::torch::make_routed_batch(task_ids, x.size(1));
         const Tensor weights = router_->forward(batch, noise);
         for (auto& layer : layers_)
             x = layer->forward(x, weights, batch).tanh();
@@ -55,8 +56,8 @@ class routed_network : public torch::nn::Module {
     }
 
   private:
-    mhr::Router router_;
-    std::vector<mhr::RoutedLoraLinear> layers_;
+    mhr::torch::Router router_;
+    std::vector<mhr::torch::RoutedLoraLinear> layers_;
 };
 
 /// The same network, its parameters copied, in LibTorch's own functions.

@@ -109,3 +109,29 @@
                  MHR_ISA_PART(_M_FP_FAST, fp_fast), , )
 /// \endcond
 #endif
+
+/// In front of the functions of types that stand outside MHR_ISA, which all files of a program
+/// share: they leave no symbol of their own that a linker could take from a file for a newer
+/// processor.
+#ifndef MHR_INLINE
+#if defined(__GNUC__) || defined(__clang__)
+#define MHR_INLINE [[gnu::always_inline]] inline
+#elif defined(_MSC_VER)
+#define MHR_INLINE __forceinline
+#else
+#define MHR_INLINE inline
+#endif
+#endif
+
+/// 1 if the kernels are those of the library mhr::compiled, which has them for several instruction
+/// sets, and are only declared here; 0 if they are compiled with the file that includes them. The
+/// target mhr::compiled sets it.
+#ifndef MHR_COMPILED
+#define MHR_COMPILED 0
+#endif
+
+/// 1 leaves the sums of f64 out of a header-only build, which then compiles in less time; calls
+/// that ask for them are refused. All translation units of one program must agree on it.
+#ifndef MHR_ONLY_F32
+#define MHR_ONLY_F32 0
+#endif

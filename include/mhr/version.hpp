@@ -6,6 +6,6 @@
 /// Digits of the version; until the first one is positive, the second stands for it.
 /// @{
 #define MHR_VERSION_MAJOR 0
-#define MHR_VERSION_MINOR 1
+#define MHR_VERSION_MINOR 2
 #define MHR_VERSION_PATCH 0
 /// @}

@@ -13,10 +13,8 @@ bool library_works() {
     float logits[2 * 2] = {0, 0, 100, -100}; // [tasks, heads = 1, modules]
     const int tasks[] = {1};
     float weights[2] = {};
-    mhr::router_forward(mhr::serial_executor{}, mhr::tensor_view<float, 3>(logits, {2, 1, 2}),
-                        mhr::tensor_view<const int, 1>(tasks, {1}),
-                        mhr::routing_rule{mhr::sigmoid_gate{}},
-                        mhr::tensor_view<float, 3>(weights, {1, 1, 2}));
+    mhr::router_forward({}, {logits, {2, 1, 2}}, mhr::tensor_view<const int, 1>(tasks, {1}),
+                        mhr::routing_rule{mhr::sigmoid_gate{}}, {weights, {1, 1, 2}});
     return plan.entries() == 2 && weights[0] == 1 && weights[1] < 1e-30F &&
            MHR_VERSION_MAJOR * 10000 + MHR_VERSION_MINOR * 100 + MHR_VERSION_PATCH ==
                other_version();

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -8,13 +9,14 @@
 
 #include <mhr/core/executor.hpp>
 
-#include "support/error_check.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace mhr;
 
 static_assert(std::is_trivially_copyable_v<executor_ref>);
 static_assert(std::is_trivially_copyable_v<parallel_body>);
+static_assert(std::is_nothrow_default_constructible_v<executor_ref>);
+static_assert(!std::is_default_constructible_v<parallel_body>);
 static_assert(std::is_convertible_v<serial_executor, executor_ref>);
 static_assert(std::is_convertible_v<share_executor&, executor_ref>);
 
@@ -146,12 +148,26 @@ TEST_CASE("any callable of the host is an executor, and is referred to, not copi
     CHECK(sum == 6);
 }
 
-TEST_CASE("functions with several phases refuse an executor that runs a share") {
+TEST_CASE("an executor says whether it runs every part") {
     CHECK(executor_ref(serial_executor{}).runs_every_part());
     CHECK(executor_ref([](index_t, parallel_body) {}).runs_every_part());
-    CHECK_FALSE(executor_ref(share_executor{0, 1}).runs_every_part());
-    CHECK(test::error_of([] { require_every_part("f", serial_executor{}); }).empty());
-    CHECK(test::refuses("f", "executor", [] { require_every_part("f", share_executor{0, 2}); }));
     // Even the only participant: whether it works must not depend on the number of threads.
-    CHECK(test::refuses("f", "executor", [] { require_every_part("f", share_executor{0, 1}); }));
+    CHECK_FALSE(executor_ref(share_executor{0, 1}).runs_every_part());
+    const share_executor half{0, 2};
+    const executor_ref share(half);
+    const executor_ref copy = share; // NOLINT: the copy is what is tested
+    CHECK_FALSE(copy.runs_every_part());
+}
+
+TEST_CASE("without an executor, the calling thread runs the parts in order") {
+    const executor_ref none;
+    CHECK(none.runs_every_part());
+    CHECK(order_of(none, 4) == std::vector<index_t>{0, 1, 2, 3});
+    CHECK(order_of({}, 2) == std::vector<index_t>{0, 1});
+    const std::thread::id here = std::this_thread::get_id();
+    none.run(3, index_t(1) << 30, [&](index_t) { CHECK((std::this_thread::get_id() == here)); });
+    int calls = 0;
+    none.run(0, [&](index_t) { ++calls; });
+    none.run(-1, 5, [&](index_t) { ++calls; });
+    CHECK(calls == 0);
 }

@@ -7,8 +7,6 @@
 
 #include <mhr/core/workspace.hpp>
 
-#include "support/error_check.hpp"
-
 using namespace mhr;
 
 namespace {
@@ -59,7 +57,7 @@ TEST_CASE("extents are kept") {
     CHECK(meter.used() == 24 * sizeof(float) + workspace_alignment);
 }
 
-TEST_CASE("sizes that overflow are told as the largest, and never fit") {
+TEST_CASE("sizes that overflow are told as the largest") {
     constexpr index_t largest = std::numeric_limits<index_t>::max();
     constexpr std::size_t largest_size = std::numeric_limits<std::size_t>::max();
     workspace product;
@@ -70,22 +68,67 @@ TEST_CASE("sizes that overflow are told as the largest, and never fit") {
     (void)sum.take<char, 1>({1});
     CHECK(product.used() == largest_size);
     CHECK(sum.used() == largest_size);
-    std::byte memory[64];
-    CHECK(test::refuses("f", "workspace", [&] {
-        require_workspace("f", workspace(memory, sizeof memory), largest_size);
-    }));
+    // The same of an element type, and of rows that are padded.
+    workspace of_type, of_rows;
+    (void)of_type.take<2>(element_type::bf16, {largest, 8});
+    (void)of_rows.take_rows<2>(element_type::f64, {8, largest});
+    CHECK(of_type.used() == largest_size);
+    CHECK(of_rows.used() == largest_size);
 }
 
-TEST_CASE("one byte less is refused, and says how much there is") {
-    std::byte memory[256];
-    const workspace scratch(memory, sizeof memory);
-    CHECK(test::error_of([&] { require_workspace("f", scratch, 0); }).empty());
-    CHECK(test::error_of([&] { require_workspace("f", scratch, 256); }).empty());
-    CHECK(test::refuses("f", "workspace", [&] { require_workspace("f", scratch, 257); }));
-    CHECK(test::error_of([&] { require_workspace("f", scratch, 257); }) ==
-          "f: workspace: expected at least 257 bytes, got 256");
-    CHECK(test::error_of([] { require_workspace("f", workspace(), 1); }) ==
-          "f: workspace: expected at least 1 bytes, got 0");
+namespace {
+
+// The two kinds of memory of one size, each from a workspace of its own.
+template <class T, class Taken>
+void check_taken(const Taken& taken, const tensor_view<T, 2>& view, std::size_t used,
+                 std::size_t used_by_view) {
+    CHECK(taken.type() == element_type_of_v<T>);
+    CHECK(taken.extents() == view.extents());
+    CHECK(taken.strides() == view.strides());
+    CHECK(taken.data() == view.data());
+    CHECK(used == used_by_view);
+}
+
+template <class T>
+void check_type() {
+    constexpr element_type type = element_type_of_v<T>;
+    alignas(64) static std::array<std::byte, 1 << 16> memory;
+    for (std::byte* start : {static_cast<std::byte*>(nullptr), memory.data() + 2})
+        for (index_t rows : {0, 1, 3})
+            for (index_t columns : {0, 1, 31, 32, 33, 256, 512, 513, 1024, 2048}) {
+                CAPTURE(rows);
+                CAPTURE(columns);
+                const std::size_t bytes = start == nullptr ? 0 : memory.size() - 2;
+                workspace typed(start, bytes), erased(start, bytes);
+                for (int round = 0; round < 2; ++round) {
+                    const auto view = typed.take<T, 2>({rows, columns});
+                    const auto taken = erased.take<2>(type, {rows, columns});
+                    check_taken(taken, view, erased.used(), typed.used());
+                    const auto view_of_rows = typed.take_rows<T, 2>({rows, columns});
+                    const auto taken_rows = erased.take_rows<2>(type, {rows, columns});
+                    check_taken(taken_rows, view_of_rows, erased.used(), typed.used());
+                    // Each row begins at a multiple of the alignment, and rows do not overlap.
+                    const index_t pitch = taken_rows.stride(0) * index_t(sizeof(T));
+                    CHECK(taken_rows.stride(1) == 1);
+                    CHECK(taken_rows.stride(0) >= columns);
+                    CHECK(pitch % index_t(workspace_alignment) == 0);
+                    CHECK((pitch == 0 || pitch % 2048 != 0));
+                    if (start == nullptr) CHECK(taken_rows.data() == nullptr);
+                    if (start != nullptr && rows != 0 && columns != 0)
+                        CHECK(reinterpret_cast<std::uintptr_t>(taken_rows.data()) %
+                                  workspace_alignment ==
+                              0);
+                }
+            }
+}
+
+} // namespace
+
+TEST_CASE("elements of a type that is data lie as those of its C++ type") {
+    check_type<float>();
+    check_type<double>();
+    check_type<bf16>();
+    check_type<f16>();
 }
 
 TEST_CASE("a copy goes its own way") {

@@ -40,9 +40,10 @@ function(macros_asked_for variable folder)
     set(${variable} ${macros} PARENT_SCOPE)
 endfunction()
 
-# What the name is made of stands between `#ifndef MHR_ISA` and the end.
+# What the name is made of stands between `#ifndef MHR_ISA` and `#ifndef MHR_INLINE`.
 file(READ ${INCLUDE}/mhr/config.hpp text)
 string(REGEX REPLACE "^.*\n#ifndef MHR_ISA\n" "" text "${text}")
+string(REGEX REPLACE "\n#ifndef MHR_INLINE\n.*$" "" text "${text}")
 string(REGEX MATCHALL "[A-Za-z0-9_]+" named "${text}")
 list(REMOVE_DUPLICATES named)
 list(FILTER named INCLUDE REGEX "^(_[A-Z_]|XSIMD_WITH_EMULATED$)")

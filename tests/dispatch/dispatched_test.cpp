@@ -3,7 +3,7 @@
 
 #include <doctest/doctest.h>
 
-#include <mhr/core/dispatch.hpp>
+#include <mhr/compiled/levels.hpp>
 
 #include "dispatch/plain_checks.hpp"
 #include "test_kernels_levels.hpp"

@@ -3,8 +3,8 @@
 #include <cstddef>
 
 /// \file
-/// A layer in plain types, which files that are compiled for different instruction sets have in
-/// common (their types of mhr differ): what the tests compile several times.
+/// A layer in plain types, which files have in common that are compiled for different instruction
+/// sets, whatever these make of the types of mhr: what the tests compile several times.
 
 /// Contiguous arrays: x [rows, in], task_of_row [rows], a [heads, modules, in / heads, rank],
 /// b [heads, modules, rank, out / heads], weights [entries, heads, modules], y [rows, out].

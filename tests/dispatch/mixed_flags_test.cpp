@@ -1,6 +1,6 @@
 #include <doctest/doctest.h>
 
-#include <mhr/core/dispatch.hpp>
+#include <mhr/compiled/levels.hpp>
 
 #include "dispatch/plain_checks.hpp"
 

@@ -11,7 +11,7 @@
 #include <doctest/doctest.h>
 
 #include <mhr/config.hpp>
-#include <mhr/io/peft_layers.hpp>
+#include <mhr/io/peft/peft_checkpoint.hpp>
 
 #include "support/file_bytes.hpp"
 #include "support/poly_files.hpp"
@@ -91,7 +91,7 @@ void check_refused(const outcome_of_run& run) {
     CHECK(run.err.find("expected ") != std::string::npos);
 }
 
-const poly_files<float> files;
+const poly_files files;
 
 } // namespace
 

@@ -11,23 +11,26 @@
 #include <string_view>
 #include <vector>
 
-#include <Eigen/Core>
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
-#include <mhr/adapters/lora.hpp>
-#include <mhr/adapters/routed_lora.hpp>
-#include <mhr/analysis/routing_statistics.hpp>
-#include <mhr/io/peft.hpp>
+#include <mhr/batch/batch.hpp>
+#include <mhr/core/workspace.hpp>
+#include <mhr/io/peft/peft.hpp>
+#include <mhr/io/safetensors/safetensors_writer.hpp>
+#include <mhr/lora/lora.hpp>
+#include <mhr/lora/routed_lora.hpp>
 #include <mhr/routing/fixed_routers.hpp>
 #include <mhr/routing/router.hpp>
+#include <mhr/training/routing_statistics.hpp>
 
 #include "support/comparison.hpp"
+#include "support/element_access.hpp"
 #include "support/error_check.hpp"
 #include "support/file_bytes.hpp"
+#include "support/guarded_tensor.hpp"
 #include "support/poly_files.hpp"
 #include "support/random_tensor.hpp"
-#include "support/scalar_types.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/tensor.hpp"
 
@@ -49,48 +52,45 @@ std::string listing_of(const std::filesystem::path& folder, bool as_json) {
 }
 
 /// Rows of one layer through the routed adapter (without a task: with uniform weights).
-template <class T>
-tensor<T, 2> routed(const poly_checkpoint& adapter, const poly_checkpoint::layer& layer,
-                    std::optional<std::int64_t> task, const tensor<T, 2>& x) {
+tensor<double, 2> routed(const poly_checkpoint& adapter, const poly_checkpoint::layer& layer,
+                         std::optional<std::int64_t> task, const const_tensor_ref<2>& x) {
     const auto& shape = layer.shape;
-    tensor<T, 4> a({shape.heads, shape.modules, shape.in_features / shape.heads, shape.rank});
-    tensor<T, 4> b({shape.heads, shape.modules, shape.rank, shape.out_features / shape.heads});
-    tensor<T, 3> logits({adapter.config().tasks(), shape.heads, shape.modules});
-    adapter.read_inventory(layer, lora_inventory<T>{a.view(), b.view()});
-    adapter.read_logits(layer, logits.view());
     batch_plan plan;
-    plan.assign_single_task(x.extents()[0]);
-    tensor<T, 3> weights({1, shape.heads, shape.modules});
+    plan.assign_single_task(x.extent(0));
+    const element_type sums = x.type();
+    guarded_tensor<3> weights(sums, {1, shape.heads, shape.modules});
     const std::int64_t ids[] = {task.value_or(0)};
     if (task)
-        router_forward(serial, logits.view(), tensor_view<const std::int64_t, 1>(ids, {1}),
-                       routing_rule{sigmoid_gate{}}, weights.view());
+        router_forward(serial, adapter.logits(layer), tensor_view<const std::int64_t, 1>(ids, {1}),
+                       routing_rule{sigmoid_gate{}}, weights.ref());
     else
-        average_router_forward(serial, weights.view());
-    tensor<T, 2> y({x.extents()[0], shape.out_features});
-    std::vector<std::byte> memory(routed_lora_state_size<T>(plan, shape));
-    workspace all(memory.data(), memory.size());
-    routed_lora_forward(serial, plan, x.view(), lora_inventory<T>{a.view(), b.view()},
-                        weights.view(), adapter.config().scale(), y.view(),
-                        take_routed_lora_state<T>(all, plan, shape));
-    return y;
+        average_router_forward(serial, weights.ref());
+    const auto [a, b] = adapter.inventory(layer);
+    const routed_lora all{a, b, weights.ref(), adapter.config().scale()};
+    const batch rows{plan};
+    guarded_tensor<2> y(sums, {x.extent(0), shape.out_features});
+    y.fill(0);
+    owned_workspace memory(routed_lora_state_size(rows, all, sums));
+    workspace of_state = memory;
+    routed_lora_forward(rows, all, x, y.ref(), take_routed_lora_state(of_state, rows, all, sums));
+    return values_as<double>(y.ref());
 }
 
-/// The same rows through a plain adapter, in its file's own order of elements.
-template <class T>
-tensor<T, 2> plain(const lora_checkpoint& adapter, const lora_checkpoint::layer& layer,
-                   const tensor<T, 2>& x) {
+/// The same rows through a plain adapter where it lies in its file.
+tensor<double, 2> plain(const lora_checkpoint& adapter, const lora_checkpoint::layer& layer,
+                        const const_tensor_ref<2>& x) {
     batch_plan plan;
-    plan.assign_single_task(x.extents()[0]);
-    tensor<T, 2> y({x.extents()[0], layer.out_features}), hidden({x.extents()[0], layer.rank});
-    lora_forward(serial, plan, x.view(), as_batch(adapter.adapter<T>(layer)), layer.scale, y.view(),
-                 hidden.view());
-    return y;
+    plan.assign_single_task(x.extent(0));
+    guarded_tensor<2> y(x.type(), {x.extent(0), layer.out_features});
+    guarded_tensor<2> hidden(x.type(), {x.extent(0), layer.rank});
+    y.fill(0);
+    lora_forward(batch{plan}, adapter.adapter(layer), x, y.ref(), {hidden.ref()});
+    return values_as<double>(y.ref());
 }
 
 /// Both are the same function, to the last bit: an exported adapter is stored in the type of sums.
-template <class T>
-void check_export(const std::filesystem::path& folder, std::optional<std::int64_t> task) {
+void check_export(const std::filesystem::path& folder, std::optional<std::int64_t> task,
+                  element_type sums) {
     const temporary_folder to;
     export_lora(folder, task, to.path() / "plain");
     const poly_checkpoint before(folder);
@@ -99,19 +99,20 @@ void check_export(const std::filesystem::path& folder, std::optional<std::int64_
     for (std::size_t i = 0; i < after.layers().size(); ++i) {
         const auto& layer = after.layers()[i];
         CHECK(layer.name == before.layers()[i].name);
-        CHECK(layer.type == dtype_of<T>());
+        CHECK(layer.a_type == sums);
+        CHECK(layer.b_type == sums);
         CHECK(layer.scale == before.config().scale());
-        tensor<T, 2> x({9, layer.in_features});
-        random_source(i).fill(x.view());
-        CHECK(compare_bitwise(plain(after, layer, x).const_view(),
-                              routed(before, before.layers()[i], task, x).const_view()));
+        guarded_tensor<2> x(sums, {9, layer.in_features});
+        x.fill(random_source(i));
+        CHECK(compare_bitwise(plain(after, layer, x.ref()).const_view(),
+                              routed(before, before.layers()[i], task, x.ref()).const_view()));
     }
 }
 
 } // namespace
 
 TEST_CASE("mhr_inspect: an adapter whose tensors are not aligned is listed alike") {
-    const poly_files<float> files;
+    const poly_files files;
     std::string tensors = files.tensor_bytes();
     const std::string config = files.config_text();
     const auto listing = [&] {
@@ -145,8 +146,8 @@ TEST_CASE("mhr_inspect: the listing of a Poly adapter, as JSON") {
             CHECK(row["name"] == std::string(layer.name));
             CHECK(row["in_features"] == layer.shape.in_features);
             CHECK(row["out_features"] == layer.shape.out_features);
-            CHECK(row["type"] == dtype_name(layer.modules_type));
-            CHECK(row["logits_type"] == dtype_name(layer.logits_type));
+            CHECK(row["type"] == dtype_name(to_dtype(layer.a_type)));
+            CHECK(row["logits_type"] == dtype_name(to_dtype(layer.logits_type)));
             tensor<double, 3> logits({5, 4, 3});
             adapter.read_logits(layer, logits.view());
             const auto statistics = routing_statistics_of(logits.view());
@@ -184,7 +185,7 @@ TEST_CASE("mhr_inspect: the listing as text has a line for each layer, and no ot
     CHECK(text.find(" \n") == std::string::npos);
 
     // Names that would break lines, or move the cursor.
-    poly_files<float> files;
+    poly_files files;
     files.layers = {"evil\nname\x1b[2J.q"};
     const temporary_folder folder;
     files.writer().write(folder.path());
@@ -195,14 +196,14 @@ TEST_CASE("mhr_inspect: the listing as text has a line for each layer, and no ot
 }
 
 TEST_CASE("mhr_inspect: logits that are no numbers have no statistics, and end nothing") {
-    poly_files<float> files;
-    files.logits(1, 1, 1) = std::nanf("");
+    poly_files files;
+    set_element(files.logits.ref(), {1, 1, 1}, std::nan(""));
     const temporary_folder folder;
     files.writer().write(folder.path() / "nan");
     const auto listing = nlohmann::json::parse(listing_of(folder.path() / "nan", true));
     CHECK(listing["layers"][0]["discreteness"].is_null());
     CHECK(listing["layers"][0]["mixed_modules"].is_null());
-    files.logits(1, 1, 1) = INFINITY;
+    set_element(files.logits.ref(), {1, 1, 1}, static_cast<double>(INFINITY));
     files.writer().write(folder.path() / "infinite");
     const auto infinite = nlohmann::json::parse(listing_of(folder.path() / "infinite", true));
     CHECK(infinite["layers"][0]["mixed_modules"].is_number());
@@ -221,7 +222,7 @@ TEST_CASE("mhr_inspect: plain LoRA and (IA)3 are listed, other types are not") {
 
     const std::vector<float> scales{1, 2, 3};
     safetensors_writer tensors;
-    tensors.add("base_model.model.k.ia3_l", tensor_view<const float, 2>(scales.data(), {3, 1}));
+    tensors.add("base_model.model.k.ia3_l", const_tensor_ref<2>(scales.data(), {3, 1}));
     std::filesystem::create_directory(folder.path() / "ia3");
     tensors.write(folder.path() / "ia3" / peft_tensors_file);
     write_file(folder.path() / "ia3" / peft_config_file, R"({"peft_type":"IA3"})");
@@ -237,14 +238,14 @@ TEST_CASE("mhr_inspect: plain LoRA and (IA)3 are listed, other types are not") {
 }
 
 TEST_CASE("mhr_inspect: unusual names are told of, and exported as PEFT writes them") {
-    const poly_files<float> files;
+    const poly_files files;
     const std::string good = files.tensor_bytes();
     const safetensors_file file("good", good.data(), good.size());
     safetensors_writer writer;
     for (const auto& [name, stored] : file.tensors())
         writer.add(file, name, "_orig_mod." + name);
     const std::vector<float> head(4, 1);
-    writer.add("_orig_mod.lm_head.weight", tensor_view<const float, 2>(head.data(), {2, 2}));
+    writer.add("_orig_mod.lm_head.weight", const_tensor_ref<2>(head.data(), {2, 2}));
     const std::string bytes = writer.bytes();
     const auto open = [&] { return safetensors_file("some.file", bytes.data(), bytes.size()); };
     std::ostringstream text, as_json;
@@ -269,31 +270,36 @@ TEST_CASE("mhr_inspect: unusual names are told of, and exported as PEFT writes t
 
 TEST_CASE("mhr_inspect: an exported LoRA computes what the routed adapter does, to the last bit") {
     for (const char* type : {"f32", "f16", "bf16"}) {
-        check_export<float>(golden_adapter(type), std::nullopt);
+        check_export(golden_adapter(type), std::nullopt, element_type::f32);
         for (const std::int64_t task : {0, 4})
-            check_export<float>(golden_adapter(type), task);
+            check_export(golden_adapter(type), task, element_type::f32);
     }
     const temporary_folder folder;
-    const poly_files<double> files;
-    files.writer().write(folder.path());
-    check_export<double>(folder.path(), std::nullopt);
-    check_export<double>(folder.path(), 2);
+    const poly_files doubles(element_type::f64);
+    doubles.writer().write(folder.path() / "f64");
+    // Types that differ within a layer.
+    const poly_files mixed(element_type::bf16, element_type::f16, element_type::f32);
+    mixed.writer().write(folder.path() / "mixed");
+    for (const std::optional<std::int64_t>& task : {std::optional<std::int64_t>(), {2}}) {
+        check_export(folder.path() / "f64", task, element_type::f64);
+        check_export(folder.path() / "mixed", task, element_type::f32);
+    }
+    CHECK(listing_of(folder.path() / "mixed", false).find(" BF16/F16 ") != std::string::npos);
 }
 
 TEST_CASE("mhr_inspect: an export keeps what concerns the base model") {
-    poly_files<float> files;
+    poly_files files;
     poly_config config = files.config();
     config.set("base_model_name_or_path", "some/model");
     config.set("task_type", "CAUSAL_LM");
     config.set("modules_to_save", {"head"});
     const std::vector<float> values{1, 2};
     safetensors_writer head;
-    head.add("base_model.model.head.weight", tensor_view<const float, 1>(values.data(), {2}));
+    head.add("base_model.model.head.weight", const_tensor_ref<1>(values.data(), {2}));
     const std::string head_bytes = head.bytes();
     const safetensors_file head_file("head", head_bytes.data(), head_bytes.size());
     poly_checkpoint_writer writer(config);
-    writer.add_layer("q", lora_inventory<const float>{files.a.view(), files.b.view()},
-                     files.logits.view());
+    writer.add_layer("q", files.inventory(), files.logits.const_ref());
     writer.add_saved(head_file, "base_model.model.head.weight");
     const temporary_folder folder;
     writer.write(folder.path() / "poly");

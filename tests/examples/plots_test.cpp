@@ -3,18 +3,19 @@
 #include "examples/cross_task/label_placement.hpp"
 #include "examples/cross_task/plots.hpp"
 #include "examples/made_up_results.hpp"
+#include "support/file_bytes.hpp"
 #include "support/temporary_folder.hpp"
 
 #include <doctest/doctest.h>
 
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <set>
 #include <stdexcept>
 #include <string>
 
 using namespace cross_task;
+using mhr::test::read_file;
 
 namespace {
 
@@ -26,11 +27,6 @@ std::filesystem::path make_program(const temporary_folder& folder, const std::st
                            << commands << '\n';
     std::filesystem::permissions(program, std::filesystem::perms::owner_all);
     return program;
-}
-
-std::string text_of(const std::filesystem::path& file) {
-    std::ifstream from(file, std::ios::binary);
-    return {std::istreambuf_iterator<char>(from), std::istreambuf_iterator<char>()};
 }
 
 bool contains(const std::string& text, const std::string& part) {
@@ -53,9 +49,9 @@ TEST_CASE("gnuplot: the arguments reach it without a shell") {
     const temporary_folder folder; // its name has a quote and a space
     const auto program = make_program(folder, "printf '%s\\n' \"$@\" >arguments");
     run_gnuplot(program, folder.path(), "$(touch x); y.gp");
-    CHECK(text_of(folder.path() / "arguments") == "--default-settings\n-e\ncd " +
-                                                      gnuplot_string(folder.path().string()) +
-                                                      "\n$(touch x); y.gp\n");
+    CHECK(read_file(folder.path() / "arguments") == "--default-settings\n-e\ncd " +
+                                                        gnuplot_string(folder.path().string()) +
+                                                        "\n$(touch x); y.gp\n");
 }
 
 TEST_CASE("gnuplot: its failure is an error with what it said") {
@@ -100,8 +96,8 @@ TEST_CASE("plots: scripts, data and pictures, for one seed and for several") {
             CHECK(files.insert(drawn.file).second);
             std::filesystem::path file = folder.path() / drawn.file;
             CHECK(std::filesystem::exists(file));
-            CHECK(text_of(file.replace_extension(".gp")).size() > 0);
-            CHECK(text_of(file.replace_extension(".dat")).size() > 0);
+            CHECK(read_file(file.replace_extension(".gp")).size() > 0);
+            CHECK(read_file(file.replace_extension(".dat")).size() > 0);
             CHECK(drawn.width > 0);
             CHECK_FALSE(drawn.title.empty());
             CHECK_FALSE(drawn.caption.empty());
@@ -109,7 +105,7 @@ TEST_CASE("plots: scripts, data and pictures, for one seed and for several") {
         CHECK(files.size() == 7);
         CHECK(files.count("plots/gradient_alignment.png") == 1);
         CHECK(files.count("plots/routing_mhr_h8.png") == 1);
-        const std::string script = text_of(folder.path() / "plots/bits_against_parameters.gp");
+        const std::string script = read_file(folder.path() / "plots/bits_against_parameters.gp");
         CHECK(contains(script, "'MHR-mu h32'"));
         CHECK(contains(script, "yerrorbars") == (seeds > 1));
         CHECK_FALSE(contains(script, "nan"));

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <string>
 
-#include <mhr/io/safetensors.hpp>
-#include <mhr/io/safetensors_writer.hpp>
+#include <mhr/io/safetensors/safetensors_file.hpp>
+#include <mhr/io/safetensors/safetensors_writer.hpp>
 
 #include "fuzz/fuzz_target.hpp"
 

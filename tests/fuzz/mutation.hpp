@@ -8,7 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <mhr/io/dtype.hpp>
+#include <mhr/io/safetensors/dtype.hpp>
 
 #include "support/file_bytes.hpp"
 

@@ -10,13 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include <Eigen/Core>
 #include <nlohmann/json.hpp>
 
-#include <mhr/adapters/lora_library.hpp>
 #include <mhr/core/executor.hpp>
-#include <mhr/io/layer_pattern.hpp>
-#include <mhr/io/peft.hpp>
+#include <mhr/core/sums.hpp>
+#include <mhr/io/peft/layer_pattern.hpp>
+#include <mhr/io/peft/peft.hpp>
 
 #include "fuzz/adapter_input.hpp"
 #include "fuzz/adapter_seeds.hpp"
@@ -39,26 +38,9 @@ struct opened_tensors {
     }
 };
 
-/// Calls `f` with a number of the type that a tensor is stored as.
-template <class F>
-void with_type(dtype type, F&& f) {
-    switch (type) {
-    case dtype::f64:
-        return f(double());
-    case dtype::f32:
-        return f(float());
-    case dtype::f16:
-        return f(Eigen::half());
-    case dtype::bf16:
-        return f(Eigen::bfloat16());
-    default:
-        must(false, "an adapter's tensors have fractions");
-    }
-}
-
 /// Every element of a view lies in the file's memory.
-template <class T, std::size_t Rank>
-void touch_view(const tensor_view<const T, Rank>& view, const safetensors_file& file) {
+template <std::size_t Rank>
+void touch_view(const const_tensor_ref<Rank>& view, const safetensors_file& file) {
     index_t low = 0;
     index_t high = 0;
     for (std::size_t axis = 0; axis < Rank; ++axis) {
@@ -69,10 +51,11 @@ void touch_view(const tensor_view<const T, Rank>& view, const safetensors_file& 
     must(low == 0 && high + 1 == view.size(), "an adapter's view is dense");
     bool inside = false;
     for (const auto& [name, tensor] : file.tensors())
-        inside = inside || (static_cast<const void*>(view.data()) == file.data(tensor) &&
-                            static_cast<std::size_t>(view.size()) * sizeof(T) == tensor.bytes());
+        inside = inside ||
+                 (view.data() == file.data(tensor) &&
+                  static_cast<std::size_t>(view.size()) * size_of(view.type()) == tensor.bytes());
     must(inside, "an adapter's view shows one whole tensor of the file");
-    touch(view.data(), static_cast<std::size_t>(view.size()) * sizeof(T));
+    touch(view.data(), static_cast<std::size_t>(view.size()) * size_of(view.type()));
 }
 
 /// The tensors beside the layers are the same, under the names that PEFT gives to them.
@@ -80,7 +63,7 @@ template <class Written, class Checkpoint>
 void check_same_saved(const Written& written, const Checkpoint& adapter) {
     must(written.saved().size() == adapter.saved().size(), "the other tensors are there again");
     for (std::size_t i = 0; i < adapter.saved().size(); ++i)
-        must(written.saved()[i] == detail::as_peft_writes(adapter.saved()[i]),
+        must(written.saved()[i] == peft_details::as_peft_writes(adapter.saved()[i]),
              "the other tensors have PEFT's names");
 }
 
@@ -98,7 +81,8 @@ void check_written(const Checkpoint& adapter, const Writer& writer, const Config
     const auto check_same_tensor = [&](std::string_view its, std::string_view written_as) {
         const safetensors_tensor& tensor = adapter.tensors().tensor(std::string(its));
         const safetensors_tensor& written = second.tensors().tensor(std::string(written_as));
-        must(detail::as_peft_writes(written_as) == written_as, "a tensor is called as PEFT does");
+        must(peft_details::as_peft_writes(written_as) == written_as,
+             "a tensor is called as PEFT does");
         must(written.type == tensor.type && written.extents == tensor.extents &&
                  std::equal(adapter.tensors().data(tensor),
                             adapter.tensors().data(tensor) + tensor.bytes(),
@@ -114,7 +98,7 @@ void check_written(const Checkpoint& adapter, const Writer& writer, const Config
     }
     check_same_saved(second, adapter);
     for (const auto name : adapter.saved())
-        check_same_tensor(name, detail::as_peft_writes(name));
+        check_same_tensor(name, peft_details::as_peft_writes(name));
 }
 
 /// The listing, which says all or nothing.
@@ -146,7 +130,7 @@ void check_export(const poly_checkpoint& adapter, std::optional<std::int64_t> ta
         must(layer.name == routed.name && layer.in_features == routed.shape.in_features &&
                  layer.out_features == routed.shape.out_features &&
                  layer.rank == routed.shape.rank &&
-                 mhr::detail::is_exactly(layer.scale, adapter.config().scale()),
+                 mhr::is_exactly(layer.scale, adapter.config().scale()),
              "an export's layers have the adapter's shapes and scale");
     }
 }
@@ -154,24 +138,21 @@ void check_export(const poly_checkpoint& adapter, std::optional<std::int64_t> ta
 void check_poly(const poly_checkpoint& adapter) {
     poly_checkpoint_writer writer(adapter.config());
     bool aligned = true;
-    std::vector<std::vector<double>> memory; // what the writer sees
     for (const auto& layer : adapter.layers()) {
         const lora_shape& shape = layer.shape;
-        aligned = accepted([&] {
-                      with_type(layer.logits_type, [&](auto logit) {
-                          using L = decltype(logit);
-                          const std::string logits(adapter.tensor_names(layer)[2]);
-                          touch_view(adapter.tensors().view<L, 2>(logits), adapter.tensors());
-                          with_type(layer.modules_type, [&](auto element) {
-                              using T = decltype(element);
-                              const auto inventory = adapter.inventory<T>(layer);
-                              touch_view(inventory.a, adapter.tensors());
-                              touch_view(inventory.b, adapter.tensors());
-                              writer.add_layer(layer.name, inventory, adapter.logits<L>(layer));
-                          });
-                      });
-                  }) &&
-                  aligned;
+        const bool shown = accepted([&] {
+            const lora_inventory inventory = adapter.inventory(layer);
+            const const_tensor_ref<3> logits = adapter.logits(layer);
+            touch_view(inventory.a, adapter.tensors());
+            touch_view(inventory.b, adapter.tensors());
+            touch_view(logits, adapter.tensors());
+            must(inventory.a.type() == layer.a_type && inventory.b.type() == layer.b_type &&
+                     logits.type() == layer.logits_type,
+                 "a layer's tensors have their types");
+            writer.add_layer(layer.name, inventory, logits);
+        });
+        must(shown == adapter.is_aligned(layer), "a layer is shown where it is aligned");
+        aligned = aligned && shown;
 
         const auto numbers = [](index_t count) {
             return std::vector<float>(static_cast<std::size_t>(count));
@@ -182,13 +163,10 @@ void check_poly(const poly_checkpoint& adapter) {
         auto logits = numbers(tasks * shape.heads * shape.modules);
         adapter.read_inventory(
             layer,
-            lora_inventory<float>{
-                {a.data(),
-                 {shape.heads, shape.modules, shape.in_features / shape.heads, shape.rank}},
-                {b.data(),
-                 {shape.heads, shape.modules, shape.rank, shape.out_features / shape.heads}}});
-        adapter.read_logits(
-            layer, tensor_view<float, 3>(logits.data(), {tasks, shape.heads, shape.modules}));
+            {{a.data(), {shape.heads, shape.modules, shape.in_features / shape.heads, shape.rank}},
+             {b.data(),
+              {shape.heads, shape.modules, shape.rank, shape.out_features / shape.heads}}});
+        adapter.read_logits(layer, {logits.data(), {tasks, shape.heads, shape.modules}});
     }
     if (aligned) {
         for (const auto name : adapter.saved())
@@ -205,16 +183,16 @@ void check_poly(const poly_checkpoint& adapter) {
 void check_patterns(const lora_checkpoint& adapter, const char* key) {
     const auto& fields = adapter.config().json().fields();
     if (!fields.contains(key)) return;
-    detail::matching budget{"some.file: key"};
+    peft_details::matching budget{"some.file: key"};
     const auto matches = [&](const std::string& pattern, std::string_view name) {
         const std::string where = "some.file: key";
-        return detail::layer_pattern(pattern, where).matches(name, budget);
+        return peft_details::layer_pattern(pattern, where).matches(name, budget);
     };
     for (const auto& [pattern, value] : fields[key].items())
         for (const auto& layer : adapter.layers()) {
             if (pattern.size() > 200 || layer.name.size() > 200) continue;
-            const bool found = detail::matches_layer(pattern, layer.name, budget);
-            must(found == detail::matches_layer("(?:" + pattern + ")", layer.name, budget),
+            const bool found = peft_details::matches_layer(pattern, layer.name, budget);
+            must(found == peft_details::matches_layer("(?:" + pattern + ")", layer.name, budget),
                  "a pattern finds what it finds as a group");
             must(found == matches("(.*\\.)?(" + pattern + "|" + pattern + ")$", layer.name),
                  "a pattern finds what it finds as an alternative to itself");
@@ -226,16 +204,17 @@ void check_lora(const lora_checkpoint& adapter) {
     bool aligned = true;
     for (const auto& layer : adapter.layers()) {
         must(std::isfinite(layer.scale) && layer.rank >= 1, "a layer's rank and scale are numbers");
-        aligned = accepted([&] {
-                      with_type(layer.type, [&](auto element) {
-                          using T = decltype(element);
-                          const auto plain = adapter.adapter<T>(layer);
-                          touch_view(plain.a, adapter.tensors());
-                          touch_view(plain.b, adapter.tensors());
-                          writer.add_layer(layer.name, plain);
-                      });
-                  }) &&
-                  aligned;
+        const bool shown = accepted([&] {
+            const lora plain = adapter.adapter(layer);
+            touch_view(plain.a, adapter.tensors());
+            touch_view(plain.b, adapter.tensors());
+            must(plain.a.type() == layer.a_type && plain.b.type() == layer.b_type &&
+                     is_exactly(plain.scale, layer.scale),
+                 "a layer's adapter has its types and scale");
+            writer.add_layer(layer.name, plain);
+        });
+        must(shown == adapter.is_aligned(layer), "a layer is shown where it is aligned");
+        aligned = aligned && shown;
     }
     if (aligned) {
         for (const auto name : adapter.saved())
@@ -261,22 +240,25 @@ void check_library(lora_checkpoint adapter) {
         std::vector<float> a(static_cast<std::size_t>(2 * layer.in_features * layer.rank), 1.0F);
         std::vector<float> b(static_cast<std::size_t>(2 * layer.rank * layer.out_features), 1.0F);
         library->gather(serial_executor{}, layer,
-                        lora_batch<float>{{a.data(), {2, layer.in_features, layer.rank}},
-                                          {b.data(), {2, layer.rank, layer.out_features}}});
+                        {{a.data(), {2, layer.in_features, layer.rank}},
+                         {b.data(), {2, layer.rank, layer.out_features}}});
+        (void)accepted([&] {
+            must(library->adapters(layer).size() == 2, "a library has a list of all adapters");
+        });
     }
 }
 
 void check_ia3(const ia3_checkpoint& adapter) {
     for (const auto& layer : adapter.layers()) {
-        (void)accepted([&] {
-            with_type(layer.type, [&](auto element) {
-                const auto scales = adapter.scales<decltype(element)>(layer);
-                must(scales.extent(0) == layer.features, "a layer has its scales");
-                touch_view(scales, adapter.tensors());
-            });
+        const bool shown = accepted([&] {
+            const auto scales = adapter.scales(layer);
+            must(scales.extent(0) == layer.features && scales.type() == layer.type,
+                 "a layer has its scales");
+            touch_view(scales, adapter.tensors());
         });
+        must(shown == adapter.is_aligned(layer), "a layer is shown where it is aligned");
         std::vector<float> copy(static_cast<std::size_t>(layer.features));
-        adapter.read(layer, tensor_view<float, 1>(copy.data(), {layer.features}));
+        adapter.read_scales(layer, {copy.data(), {layer.features}});
     }
 }
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Do the tests notice a mistake in a kernel? Plants those of mutants.py, one at a time, and looks.
 
-For each mutant, a copy of include/ gets the one change, and the tests of the changed header are
-compiled against it and run; if these pass, other tests that include it, or tests of headers that do
-(the shortest ones first, a few at most), and the golden cases. A mutant is *killed* when a test fails,
-crashes or takes too long. One that does not compile is counted apart: it proves nothing. All tests are
-seen to pass without a mutant first.
+For each mutant, a copy of include/ gets the one change, and the tests that mutants.py names for its
+header are compiled against it and run, one after the other; if these pass, the golden cases. What stands
+above the kernels runs with kernels that are compiled once, of the headers without a mutant. A mutant is
+*killed* when a test fails, crashes or takes too long. One that does not compile is counted apart: it
+proves nothing. All tests are seen to pass without a mutant first.
 
 Ends with a table, and with 1 if less than 95 % of the mutants that compile are killed. What survives is
 named, with the reason that mutants.py gives if it is no mistake at all.
 
-    tests/mutation/mutate.py --jobs 2                    # all of them
-    tests/mutation/mutate.py --only simd/tiles.hpp       # those of one header, or one: simd/tiles.hpp:3
-    tests/mutation/mutate.py --jobs 2 --resume           # but those that an earlier run has done
+    tests/mutation/mutate.py --jobs 2                          # all of them
+    tests/mutation/mutate.py --only kernels/simd/tiles.hpp     # those of one header, or one: ...tiles.hpp:3
+    tests/mutation/mutate.py --jobs 2 --resume                 # but those that an earlier run has done
 """
 
 import argparse
@@ -38,10 +38,10 @@ FLAGS = ["-std=c++17", "-O1", "-w", "-fopenmp", "-DMHR_TEST_FEW_COMBINATIONS=1",
          f'-DMHR_GOLDEN_DEFAULT_DIR="{TESTS / "golden"}"', f"-I{TESTS}"]
 # What no mutant changes, parsed once.
 PRECOMPILED = "#include <doctest/doctest.h>\n#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n"
+# What the kernels are made of; with a mutant in it, they are compiled with each test.
+KERNEL_FOLDERS = ("core", "kernels")
 SECONDS_TO_COMPILE = 600
 LEAST_SECONDS_TO_RUN = 60
-MOST_FURTHER = 4
-FOLDERS = ("core", "simd", "mixing", "routing", "adapters", "analysis", "stress")  # of further tests
 LEAST_SCORE = 0.95
 KILLED = ("failed", "crashed", "timed out")
 
@@ -51,6 +51,7 @@ class Mutant:
     """One change of one header: `old` becomes `new`."""
     header: str
     number: int
+    tests: list           # their files, in the order in which they are tried
     old: str
     new: str
     nth: int = 0          # of the places that are like `old`; 0: there is one alone
@@ -71,39 +72,19 @@ class Mutant:
         return text[:place.start()] + self.new + text[place.end():]
 
 
+def test_of(name):
+    """The file of a test; mutants.py has to name tests that there are."""
+    path = TESTS / f"{name}_test.cpp"
+    if not path.exists():
+        sys.exit(f"mutants.py names {name}: there is no {path}")
+    return path
+
+
 def all_mutants():
-    return [Mutant(header, number, old, new, **(options[0] if options else {}))
-            for header, changes in MUTANTS.items()
+    return [Mutant(header, number, [*map(test_of, tests), TESTS / "golden_test.cpp"], old, new,
+                   **(options[0] if options else {}))
+            for header, (tests, changes) in MUTANTS.items()
             for number, (old, new, *options) in enumerate(changes, 1)]
-
-
-def headers():
-    return sorted(str(path.relative_to(INCLUDE / "mhr")) for path in INCLUDE.glob("mhr/*/*.hpp"))
-
-
-def own_tests():
-    """The unit tests of each header: of those in its folder, a test belongs to the header with the
-    longest name that it begins with."""
-    tests = {header: [] for header in headers()}
-    for test in sorted(TESTS.glob("*/*_test.cpp"), key=lambda path: len(path.name)):
-        owners = [header for header in tests
-                  if test.parent.name == Path(header).parent.name
-                  and test.name.startswith(Path(header).stem + "_")]
-        if owners:
-            tests[max(owners, key=len)].append(test)
-    return tests
-
-
-def rings(header, tests):
-    """The tests that are tried, in order."""
-    including = [other for other in headers()
-                 if f"#include <mhr/{header}>" in (INCLUDE / "mhr" / other).read_text()
-                 and not other.startswith(("io/", "interop/"))]
-    further = {test for other in including for test in tests[other][:1]}
-    further |= {test for test in TESTS.glob("*/*_test.cpp")
-                if f"#include <mhr/{header}>" in test.read_text() and test.parent.name in FOLDERS}
-    further = sorted(further - set(tests[header]), key=lambda path: path.stat().st_size)
-    return tests[header] + further[:MOST_FURTHER] + [TESTS / "golden_test.cpp"]
 
 
 class Bench:
@@ -114,19 +95,22 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(INCLUDE, folder / "include")
 
-    def compile(self, test):
+    def compile(self, test, with_kernels):
         precompiled = ["-include", str(self.shared.precompiled)]
         objects = list(map(str, self.shared.objects.values()))
         if test.name == "golden_test.cpp":  # a program of its own
             precompiled, objects = [], []
+        if not with_kernels and test.relative_to(TESTS).parts[0] != "kernels":
+            precompiled = [*precompiled, "-DMHR_COMPILED=1"]
+            objects += map(str, self.shared.kernels)
         command = [self.shared.compiler, *precompiled, *FLAGS, *self.shared.includes,
                    f"-I{self.folder / 'include'}", str(test), *objects,
                    "-o", str(self.folder / "test")]
         return run(command, SECONDS_TO_COMPILE, self.folder)
 
-    def try_test(self, test, seconds):
+    def try_test(self, test, seconds, with_kernels):
         """What becomes of a test: passed, failed, crashed, timed out or `does not compile`."""
-        if self.compile(test) != 0:
+        if self.compile(test, with_kernels) != 0:
             return "does not compile"
         options = [] if test.name == "golden_test.cpp" else ["--abort-after=1"]
         status = run([str(self.folder / "test"), *options], seconds, self.folder)
@@ -146,8 +130,8 @@ def run(command, seconds, folder):
 
 
 class Shared:
-    """What all benches use: the precompiled header, the objects without the library, and how long
-    each test takes without a mutant."""
+    """What all benches use: the precompiled header, the objects without the library, the compiled
+    kernels, and how long each test takes without a mutant."""
 
     def __init__(self, folder, compiler, includes):
         self.folder, self.compiler = folder, compiler
@@ -161,6 +145,9 @@ class Shared:
         for source in (TESTS / "main.cpp", *support):
             self.objects[source.stem] = folder / f"{source.stem}.o"
             self.build(["-c", source], self.objects[source.stem])
+        self.kernels = [folder / "level.o", folder / "kernels.o"]
+        for kernel in self.kernels:
+            self.build(["-c", INCLUDE / "mhr" / "compiled" / f"{kernel.stem}.cpp"], kernel)
         self.seconds = {}
 
     def build(self, what, to):
@@ -172,7 +159,7 @@ class Shared:
         """How long a test may take; it has to pass without a mutant."""
         if test not in self.seconds:
             start = time.monotonic()
-            outcome = bench.try_test(test, 10 * SECONDS_TO_COMPILE)
+            outcome = bench.try_test(test, 10 * SECONDS_TO_COMPILE, False)
             if outcome != "passed":
                 raise RuntimeError(f"{test} without a mutant: {outcome}\n"
                                    + (bench.folder / "output.txt").read_text())
@@ -180,17 +167,17 @@ class Shared:
         return max(LEAST_SECONDS_TO_RUN, 5 * self.seconds[test])
 
 
-def judge(mutant, bench, tests):
+def judge(mutant, bench):
     """Plants one mutant, and tries tests until it is killed."""
     start = time.monotonic()
     header = bench.folder / "include" / "mhr" / mutant.header
     original = header.read_text()
     changed = mutant.apply(original)
     outcome, by = "survived", ""
-    for test in rings(mutant.header, tests):
+    for test in mutant.tests:
         limit = bench.shared.time_limit(test, bench)
         header.write_text(changed)
-        result = bench.try_test(test, limit)
+        result = bench.try_test(test, limit, mutant.header.startswith(KERNEL_FOLDERS))
         header.write_text(original)
         if result != "passed":
             outcome, by = result, str(test.relative_to(TESTS))
@@ -229,7 +216,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--only", action="append", metavar="NAME",
-                        help="a header, as in simd/tiles.hpp, or a mutant, as in simd/tiles.hpp:3")
+                        help="a header, as in ia3/ia3.hpp, or a mutant, as in ia3/ia3.hpp:3")
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run has found")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation",
@@ -258,12 +245,11 @@ def main():
     benches = queue.SimpleQueue()
     for job in range(options.jobs):
         benches.put(Bench(options.folder / f"job{job}", shared))
-    tests = own_tests()
 
     def work(mutant):
         bench = benches.get()
         try:
-            return mutant, judge(mutant, bench, tests)
+            return mutant, judge(mutant, bench)
         finally:
             benches.put(bench)
 

@@ -63,7 +63,7 @@ expect_too_old(doctest 2.4 2.3.8)
 
 # So every request for a version has to be made.
 file(GLOB_RECURSE scripts ${SOURCE}/CMakeLists.txt ${SOURCE}/cmake/*.cmake ${SOURCE}/examples/*.txt
-     ${SOURCE}/tests/CMakeLists.txt ${SOURCE}/tests/interop/*.txt ${SOURCE}/benchmarks/*.txt)
+     ${SOURCE}/tests/CMakeLists.txt ${SOURCE}/tests/hosts/*.txt ${SOURCE}/benchmarks/*.txt)
 list(FILTER scripts EXCLUDE REGEX "/build/")
 foreach(script IN LISTS scripts)
     file(STRINGS ${script} lines REGEX "^ *find_package\\([A-Za-z0-9_]+ [0-9]")

@@ -1,4 +1,4 @@
-#include <mhr/io/peft.hpp>
+#include <mhr/io/peft/peft.hpp>
 
 #include <filesystem>
 
@@ -8,6 +8,7 @@
 #include "support/poly_files.hpp"
 #include "support/temporary_folder.hpp"
 
+using namespace mhr;
 using namespace mhr::test;
 
 namespace {
@@ -30,13 +31,13 @@ class current_folder {
 
 TEST_CASE("README: an adapter of PEFT") {
     const temporary_folder temporary;
-    const poly_files<float> files;
+    const poly_files files(element_type::bf16);
     files.writer().write(temporary.path() / "folder");
     const current_folder current(temporary.path());
 
 #include "readme/poly_checkpoint.inc"
 
     CHECK(adapter.layers().size() == files.layers.size());
-    CHECK(compare_bitwise(inventory.a, files.a.view()));
-    CHECK(compare_bitwise(inventory.b, files.b.view()));
+    CHECK(compare_bitwise(inventory.a, files.a.const_ref()));
+    CHECK(compare_bitwise(inventory.b, files.b.const_ref()));
 }

@@ -20,7 +20,7 @@ template <class Rule>
 tensor<float, 3> weights_of(const tensor<float, 3>& logits, const Rule& rule) {
     const std::array<std::int64_t, 1> tasks{0};
     tensor<float, 3> weights{{1, heads, modules}};
-    mhr::router_forward(mhr::serial_executor{}, logits.view(),
+    mhr::router_forward({}, logits.view(),
                         mhr::tensor_view<const std::int64_t, 1>(tasks.data(), {1}), rule,
                         weights.view());
     for (index_t h = 0; h < heads; ++h) {

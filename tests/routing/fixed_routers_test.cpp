@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -15,8 +17,8 @@
 #include "support/fast_math.hpp"
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/guarded_tensor.hpp"
 #include "support/random_tensor.hpp"
-#include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
 #include "support/thread_executor.hpp"
 
@@ -39,68 +41,79 @@ struct results {
 
 } // namespace
 
-TEST_CASE_TEMPLATE("private: each task has its own module, in every head", T,
-                   MHR_TEST_STORAGE_TYPES) {
-    for (layout order : all_layouts) {
-        CAPTURE(name_of(order));
-        guarded_buffer<T, 3> weights({4, 3, 5}, order);
-        private_router_forward(serial_executor{}, tasks, weights.view());
-        for_each_position(weights.view().extents(), [&](const position<3>& at) {
-            const bool own = at[2] == ids[static_cast<std::size_t>(at[0])];
-            CHECK(load<float>(element(weights.view(), at)) == (own ? 1 : 0));
-        });
-        CHECK(weights.intact());
-    }
-}
-
-TEST_CASE_TEMPLATE("average: 1 / modules, rounded once", T, MHR_TEST_STORAGE_TYPES) {
-    for (layout order : all_layouts)
-        for (index_t modules : {1, 3, 7, 49}) {
+TEST_CASE("private: each task has its own module, in every head") {
+    for (element_type type : all_element_types)
+        for (layout order : all_layouts) {
+            CAPTURE(std::string(mhr::name_of(type)));
             CAPTURE(name_of(order));
-            CAPTURE(modules);
-            guarded_buffer<T, 3> weights({2, 3, modules}, order);
-            average_router_forward(serial_executor{}, weights.view());
-            tensor<oracle_t<T>, 3> want(weights.view().extents());
-            for (auto& w : want.values())
-                w = oracle_t<T>(1) / static_cast<oracle_t<T>>(modules);
-            CHECK(compare(weights.view(), want.view(), within<accumulator_t<T>>(0.5, 0.5)));
+            guarded_tensor<3> weights(type, {4, 3, 5}, order);
+            private_router_forward(serial_executor{}, tasks, weights);
+            for_each_position(weights.extents(), [&](const position<3>& at) {
+                const bool own = at[2] == ids[static_cast<std::size_t>(at[0])];
+                CHECK(element(weights.ref(), at) == (own ? 1 : 0));
+            });
             CHECK(weights.intact());
         }
 }
 
-TEST_CASE_TEMPLATE("given: the rows of the table, and their gradients added up", T,
-                   MHR_TEST_STORAGE_TYPES) {
-    for (layout order : all_layouts) {
-        CAPTURE(name_of(order));
-        guarded_buffer<T, 3> table({5, 3, 7}, order), d_table({5, 3, 7}, order);
-        guarded_buffer<float, 3> weights({4, 3, 7}, order), d_weights({4, 3, 7}, order);
-        random_source random(89);
-        random.fill(table.view());
-        random.fill(d_table.view());
-        random.fill(d_weights.view());
-        // Rows of absent tasks are neither read nor touched.
-        table(1, 0, 0) = std::numeric_limits<T>::quiet_NaN();
-        d_table(3, 2, 6) = std::numeric_limits<T>::quiet_NaN();
-        auto want = copy_as<double>(d_table.view());
-        tensor<double, 3> magnitudes = magnitudes_as<double>(d_table.view());
-        given_router_forward(serial_executor{}, table.const_view(), tasks, weights.view());
-        given_router_backward(serial_executor{}, tasks, d_weights.const_view(), d_table.view());
-        for_each_position(weights.view().extents(), [&](const position<3>& at) {
-            const index_t task = ids[static_cast<std::size_t>(at[0])];
-            const double d = static_cast<double>(element(d_weights.view(), at));
-            CHECK(element(weights.view(), at) == load<float>(table(task, at[1], at[2])));
-            want(task, at[1], at[2]) += d;
-            magnitudes(task, at[1], at[2]) += std::abs(d);
-        });
-        CHECK((is_fast_math || std::isnan(load<float>(d_table(3, 2, 6)))));
-        d_table(3, 2, 6) = T(0.F);
-        want(3, 2, 6) = magnitudes(3, 2, 6) = 0;
-        // Rounded to its type at each of two additions.
-        CHECK(compare(d_table.view(), want.view(), magnitudes.view(),
-                      {4, std::max(epsilon_of<float>(), epsilon_of<T>()), 1}));
-        CHECK(weights.intact());
-        CHECK(d_table.intact());
-    }
+TEST_CASE("average: 1 / modules, rounded once") {
+    for (element_type type : all_element_types)
+        for (layout order : all_layouts)
+            for (index_t modules : {1, 3, 7, 49}) {
+                CAPTURE(std::string(mhr::name_of(type)));
+                CAPTURE(name_of(order));
+                CAPTURE(modules);
+                guarded_tensor<3> weights(type, {2, 3, modules}, order);
+                average_router_forward(serial_executor{}, weights);
+                tensor<long double, 3> want(weights.extents());
+                for (auto& w : want.values())
+                    w = 1 / static_cast<long double>(modules);
+                CHECK(compare(weights.ref(), want.view(), within(sums_of(type, type), 0.5, 0.5)));
+                CHECK(weights.intact());
+            }
+}
+
+TEST_CASE("given: the rows of the table, and their gradients added up") {
+    for (element_type type : all_element_types)
+        for (element_type other : all_element_types)
+            for (layout order : all_layouts) {
+                CAPTURE(std::string(mhr::name_of(type)));
+                CAPTURE(std::string(mhr::name_of(other)));
+                CAPTURE(name_of(order));
+                guarded_tensor<3> table(type, {5, 3, 7}, order), d_table(type, {5, 3, 7}, order);
+                guarded_tensor<3> weights(other, {4, 3, 7}, order),
+                    d_weights(other, {4, 3, 7}, order);
+                random_source random(89);
+                table.fill(random);
+                d_table.fill(random);
+                d_weights.fill(random);
+                // Rows of absent tasks are neither read nor touched.
+                const double nan = std::numeric_limits<double>::quiet_NaN();
+                set_element(table.ref(), {1, 0, 0}, nan);
+                set_element(d_table.ref(), {3, 2, 6}, nan);
+                auto want = values_as<double>(d_table.ref());
+                tensor<double, 3> magnitudes = magnitudes_as<double>(d_table.ref());
+                given_router_forward(serial_executor{}, table, tasks, weights);
+                given_router_backward(serial_executor{}, tasks, d_weights, d_table);
+                guarded_tensor<3> rounded(other, weights.extents());
+                for_each_position(weights.extents(), [&](const position<3>& at) {
+                    const index_t task = ids[static_cast<std::size_t>(at[0])];
+                    const double d = element(d_weights.ref(), at);
+                    set_element(rounded.ref(), at, element(table.ref(), {task, at[1], at[2]}));
+                    want(task, at[1], at[2]) += d;
+                    magnitudes(task, at[1], at[2]) += std::abs(d);
+                });
+                CHECK(compare_bitwise(weights.ref(), rounded.ref()));
+                CHECK((is_fast_math || std::isnan(element(d_table.ref(), {3, 2, 6}))));
+                set_element(d_table.ref(), {3, 2, 6}, 0);
+                want(3, 2, 6) = magnitudes(3, 2, 6) = 0;
+                // Rounded to its type at each of two additions.
+                const double epsilon = precision_of(sums_of(type, other)).epsilon;
+                CHECK(compare(d_table.ref(), want.view(), magnitudes.view(),
+                              {4, std::max(epsilon, precision_of(type).epsilon), 1}));
+                CHECK(weights.intact());
+                CHECK(d_table.intact());
+            }
 }
 
 TEST_CASE("given: one table for all heads, by a stride of 0") {

@@ -2,10 +2,12 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <type_traits>
 
 #include <doctest/doctest.h>
 
+#include <mhr/core/sums.hpp>
 #include <mhr/routing/gate_wrappers.hpp>
 #include <mhr/routing/router.hpp>
 
@@ -13,6 +15,8 @@
 #include "support/error_check.hpp"
 #include "support/fast_math.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/guarded_tensor.hpp"
+#include "support/part_checks.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
 
@@ -35,24 +39,25 @@ const double quiet_nan = std::numeric_limits<double>::quiet_NaN();
 
 } // namespace
 
-TEST_CASE_TEMPLATE("noise is added to the logit, each weight its own, in every layout", U,
-                   MHR_TEST_STORAGE_TYPES) {
-    for (layout order : all_layouts) {
-        CAPTURE(name_of(order));
-        guarded_buffer<U, 3> noise(extents, order);
-        random_source(61).fill(noise.view(), 3);
-        const noisy_gate logits{identity_gate{}, noise.const_view(), 0.5};
-        const noisy_gate gates{sigmoid_gate{}, noise.const_view(), -2};
-        for_each_gate([&](const gate_position& at) {
-            const auto draw = load<double>(noise(at.entry, at.head, at.module));
-            CHECK(logits.value(0.25, at) == 0.25 + 0.5 * draw);
-            CHECK(logits.slope(0.25, at) == 1);
-            CHECK(gates.value(0.25, at) == sigmoid_gate{}.value(0.25 - 2 * draw, at));
-            CHECK(gates.slope(0.25, at) == sigmoid_gate{}.slope(0.25 - 2 * draw, at));
-            CHECK(gates.value(0.25F, at) ==
-                  sigmoid_gate{}.value(0.25F - 2 * static_cast<float>(draw), at));
-        });
-    }
+TEST_CASE("noise of any element type is added to the logit, each weight its own, in every layout") {
+    for (element_type type : all_element_types)
+        for (layout order : all_layouts) {
+            CAPTURE(std::string(mhr::name_of(type)));
+            CAPTURE(name_of(order));
+            guarded_tensor<3> noise(type, extents, order);
+            noise.fill(random_source(61), -3, 3);
+            const noisy_gate logits{identity_gate{}, noise.const_ref(), 0.5};
+            const noisy_gate gates{sigmoid_gate{}, noise.const_ref(), -2};
+            for_each_gate([&](const gate_position& at) {
+                const double draw = element(noise.const_ref(), {at.entry, at.head, at.module});
+                CHECK(logits.value(0.25, at) == 0.25 + 0.5 * draw);
+                CHECK(logits.slope(0.25, at) == 1);
+                CHECK(gates.value(0.25, at) == sigmoid_gate{}.value(0.25 - 2 * draw, at));
+                CHECK(gates.slope(0.25, at) == sigmoid_gate{}.slope(0.25 - 2 * draw, at));
+                CHECK(gates.value(0.25F, at) ==
+                      sigmoid_gate{}.value(0.25F - 2 * static_cast<float>(draw), at));
+            });
+        }
 }
 
 TEST_CASE("noise has a scale of 1 if none is given; 0 switches it off") {
@@ -76,7 +81,7 @@ TEST_CASE_TEMPLATE("dropout scales what is kept and silences the rest, for masks
         const dropout_gate gate{sigmoid_gate{}, keep.const_view(), 0.75};
         index_t dropped = 0;
         for_each_gate([&](const gate_position& at) {
-            const bool kept = !detail::is_exactly(keep(at.entry, at.head, at.module), 0);
+            const bool kept = !is_exactly(keep(at.entry, at.head, at.module), 0);
             dropped += kept ? 0 : 1;
             CHECK(gate.value(1.5, at) == (kept ? 4 * sigmoid_gate{}.value(1.5, at) : 0));
             CHECK(gate.slope(1.5, at) == (kept ? 4 * sigmoid_gate{}.slope(1.5, at) : 0));
@@ -157,7 +162,7 @@ TEST_CASE("the shared module has weight for every task and its logits learn noth
         for (index_t h = 0; h < 2; ++h) {
             CHECK(weights(n, h, 3) > 0.24); // at most four are on
             CHECK(d_logits(n, h, 3) == 0);
-            CHECK(detail::is_exactly(d_logits(n, h, 0), 0) == (n == 1));
+            CHECK(is_exactly(d_logits(n, h, 0), 0) == (n == 1));
         }
 }
 
@@ -185,14 +190,14 @@ TEST_CASE("wrappers compose in either order") {
         CHECK(shared_last.slope(0.5, at) == 2 * relaxed.slope(logit, at));
         CHECK(dropped_last.value(0.5, at) == 2 * relaxed.value(logit, at));
     }
-    CHECK_NOTHROW(shared_last.validate("f", 2, 3, 4));
-    CHECK_NOTHROW(dropped_last.validate("f", 2, 3, 4));
+    CHECK_NOTHROW(check_part(shared_last, 2, 3, 4));
+    CHECK_NOTHROW(check_part(dropped_last, 2, 3, 4));
 }
 
 TEST_CASE("every wrapper checks its own arguments and those of the gate inside") {
     guarded_buffer<float, 3> good(extents), uniforms(extents);
     guarded_buffer<bool, 3> keep(extents);
-    const auto check = [](const auto& gate) { gate.validate("f", 2, 3, 4); };
+    const auto check = [](const auto& gate) { check_part(gate, 2, 3, 4); };
     for (const auto& wrong : bad_as_input(good.view())) {
         CAPTURE(wrong.what);
         const auto view = wrong.view;

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
+#include <mhr/core/sums.hpp>
 #include <mhr/routing/logits.hpp>
 #include <mhr/routing/router.hpp>
 
@@ -19,8 +21,8 @@
 #include "support/error_check.hpp"
 #include "support/fast_math.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/guarded_tensor.hpp"
 #include "support/random_tensor.hpp"
-#include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
 #include "support/uniformity.hpp"
 
@@ -42,11 +44,14 @@ TEST_CASE("the first logits are those of every platform and every later version"
     }
 }
 
-TEST_CASE_TEMPLATE("logits are uniform in +-1e-3", T, MHR_TEST_STORAGE_TYPES) {
-    guarded_buffer<T, 3> logits({20, 8, 32});
-    initialise_logits(9, logits.view());
-    check_uniform(logits.view(), 1e-3);
-    CHECK(logits.intact());
+TEST_CASE("logits are uniform in +-1e-3") {
+    for (element_type type : all_element_types) {
+        CAPTURE(std::string(mhr::name_of(type)));
+        guarded_tensor<3> logits(type, {20, 8, 32});
+        initialise_logits(9, logits);
+        check_uniform(values_as<double>(logits.ref()).view(), 1e-3, precision_of(type).epsilon);
+        CHECK(logits.intact());
+    }
 }
 
 TEST_CASE("logits: seeds give different numbers, the same seed the same, in every layout") {
@@ -61,52 +66,56 @@ TEST_CASE("logits: seeds give different numbers, the same seed the same, in ever
         initialise_logits(4, got.view());
         CHECK_FALSE(compare_bitwise(got.view(), want.view()));
     }
-    CHECK_NOTHROW(initialise_logits(1, tensor_view<float, 3>{}));
+    CHECK_NOTHROW(initialise_logits(1, {}));
     for (const auto& list : {bad_inputs(want.view()), overlapping(want.view())})
         for (const auto& view : list)
             CHECK(refuses(
                 "initialise_logits", "logits", [&] { initialise_logits(1, view); }, want));
 }
 
-TEST_CASE_TEMPLATE("first rows of a new task", T, MHR_TEST_STORAGE_TYPES) {
-    for (layout order : all_layouts) {
-        CAPTURE(name_of(order));
-        guarded_buffer<T, 3> trained({5, 8, 32}, order);
-        random_source(107).fill(trained.view(), 3);
-        const snapshot before = trained.take_snapshot();
-        guarded_buffer<T, 2> row({8, 32}, order);
-        const auto each = [&](auto&& f) {
-            for_each_position(row.view().extents(),
-                              [&](const position<2>& at) { f(element(row.view(), at), at); });
-        };
+TEST_CASE("first rows of a new task") {
+    for (element_type type : all_element_types)
+        for (layout order : all_layouts) {
+            CAPTURE(std::string(mhr::name_of(type)));
+            CAPTURE(name_of(order));
+            guarded_tensor<3> trained(type, {5, 8, 32}, order);
+            trained.fill(random_source(107), -3, 3);
+            const snapshot before = trained.take_snapshot();
+            guarded_tensor<2> row(type, {8, 32}, order);
+            const auto is_zero_everywhere = [&] {
+                bool all = true;
+                for_each_position(row.extents(), [&](const position<2>& at) {
+                    all = all && is_exactly(element(row.ref(), at), 0);
+                });
+                return all;
+            };
 
-        zero_row{}(trained.const_view(), row.view());
-        each([](T value, const position<2>&) {
-            CHECK(load<float>(value) == 0);
-            CHECK_FALSE(std::signbit(load<float>(value)));
-        });
+            zero_row{}(trained, row);
+            CHECK(is_zero_everywhere());
+            CHECK_FALSE(std::signbit(element(row.ref(), {7, 31})));
 
-        uniform_row{5}(trained.const_view(), row.view());
-        check_uniform(row.view(), 1e-3);
-        uniform_row{5, 0.5}(trained.const_view(), row.view());
-        check_uniform(row.view(), 0.5);
-        uniform_row{5, 0}(trained.const_view(), row.view());
-        each([](T value, const position<2>&) { CHECK(load<float>(value) == 0); });
+            uniform_row{5}(trained, row);
+            check_uniform(values_as<double>(row.ref()).view(), 1e-3, precision_of(type).epsilon);
+            uniform_row{5, 0.5}(trained, row);
+            check_uniform(values_as<double>(row.ref()).view(), 0.5, precision_of(type).epsilon);
+            uniform_row{5, 0}(trained, row);
+            CHECK(is_zero_everywhere());
 
-        mean_row{}(trained.const_view(), row.view());
-        tensor<oracle_t<T>, 2> mean({8, 32}), magnitudes({8, 32});
-        for_each_position(trained.view().extents(), [&](const position<3>& at) {
-            const auto value = load<oracle_t<T>>(element(trained.view(), at));
-            mean(at[1], at[2]) += value / 5;
-            magnitudes(at[1], at[2]) += std::abs(value) / 5;
-        });
-        CHECK(compare(row.view(), mean.view(), magnitudes.view(), within<accumulator_t<T>>(5)));
+            mean_row{}(trained, row);
+            tensor<long double, 2> mean({8, 32}), magnitudes({8, 32});
+            for_each_position(trained.extents(), [&](const position<3>& at) {
+                const auto value = static_cast<long double>(element(trained.ref(), at));
+                mean(at[1], at[2]) += value / 5;
+                magnitudes(at[1], at[2]) += std::abs(value) / 5;
+            });
+            CHECK(
+                compare(row.ref(), mean.view(), magnitudes.view(), within(sums_of(type, type), 5)));
 
-        copied_row{3}(trained.const_view(), row.view());
-        CHECK(compare_bitwise(row.view(), trained.view().slice(0, 3)));
-        CHECK(row.intact());
-        CHECK(trained.unchanged_since(before));
-    }
+            copied_row{3}(trained, row);
+            CHECK(compare_bitwise(row.ref(), trained.ref().slice(0, 3)));
+            CHECK(row.intact());
+            CHECK(trained.unchanged_since(before));
+        }
 }
 
 TEST_CASE("rows may be of another type than the table, and of a table without tasks") {
@@ -142,7 +151,7 @@ TEST_CASE("first rows refuse bad arguments by name, the row untouched") {
                                 const tensor_view<float, 2>& out) {
         const auto refused = [&](const char* function, const auto& start) {
             CHECK(refuses(
-                function, argument, [&] { start(as_const(table), out); }, row));
+                function, argument, [&] { start(table, out); }, row));
         };
         refused("zero_row", zero_row{});
         refused("uniform_row", uniform_row{});
@@ -174,123 +183,127 @@ TEST_CASE("first rows refuse bad arguments by name, the row untouched") {
 namespace {
 
 // A table of three rows, each from another start.
-template <class T>
-logits_table<T> small_table() {
-    logits_table<T> table(2, 3);
+logits_table small_table(element_type type) {
+    logits_table table(2, 3, type);
     table.add_task(uniform_row{1, 2});
     table.add_task(uniform_row{2, 2});
     table.add_task(mean_row{});
     return table;
 }
 
-template <class T>
-tensor<T, 3> values_of(const logits_table<T>& table) {
-    tensor<T, 3> values(table.view().extents());
-    transform(table.view(), values.view(), [](const T& value) { return value; });
-    return values;
-}
-
-template <class T>
-comparison same(const logits_table<T>& got, const tensor<T, 3>& want) {
-    return compare_bitwise(got.view(), want.view());
+comparison same(const logits_table& got, const tensor<double, 3>& want) {
+    comparison result = compare(got.view(), want.view(), {0, 0, 0});
+    return result;
 }
 
 } // namespace
 
-TEST_CASE_TEMPLATE("a table grows by rows, the others keep every bit", T, MHR_TEST_STORAGE_TYPES) {
-    logits_table<T> table(2, 3);
-    CHECK(table.tasks() == 0);
-    CHECK(table.view().extents() == std::array<index_t, 3>{0, 2, 3});
-    CHECK(table.add_task(zero_row{}) == 0);
-    CHECK(table.add_task(uniform_row{1, 0.5}) == 1);
-    table.view()(1, 1, 2) = T(-0.0F); // trained meanwhile
-    CHECK(table.add_task(copied_row{1}) == 2);
-    CHECK(table.tasks() == 3);
-    CHECK(std::signbit(load<float>(table.view()(2, 1, 2))));
-    CHECK(compare_bitwise(table.view().slice(0, 2), table.view().slice(0, 1)));
-    // Through many reallocations.
-    for (index_t task = 3; task < 100; ++task) {
-        const tensor<T, 3> before = values_of(table);
-        CHECK(table.add_task(uniform_row{static_cast<std::uint64_t>(task), 4}) == task);
-        CHECK(compare_bitwise(as_const(table.view().block(0, 0, task)), before.view()));
-        CHECK_FALSE(compare_bitwise(table.view().slice(0, task), table.view().slice(0, task - 1)));
+TEST_CASE("a table grows by rows, the others keep every bit") {
+    for (element_type type : all_element_types) {
+        CAPTURE(std::string(mhr::name_of(type)));
+        logits_table table(2, 3, type);
+        CHECK(table.tasks() == 0);
+        CHECK(table.view().type() == type);
+        CHECK(table.view().extents() == std::array<index_t, 3>{0, 2, 3});
+        CHECK(table.add_task(zero_row{}) == 0);
+        CHECK(table.add_task(uniform_row{1, 0.5}) == 1);
+        set_element(table.view(), {1, 1, 2}, -0.0); // trained meanwhile
+        CHECK(table.add_task(copied_row{1}) == 2);
+        CHECK(table.tasks() == 3);
+        CHECK(std::signbit(element(table.view(), {2, 1, 2})));
+        CHECK(compare_bitwise(table.view().slice(0, 2), table.view().slice(0, 1)));
+        // Through many reallocations.
+        for (index_t task = 3; task < 100; ++task) {
+            const logits_table before = table;
+            CHECK(table.add_task(uniform_row{static_cast<std::uint64_t>(task), 4}) == task);
+            CHECK(compare_bitwise(table.view().block(0, 0, task), before.view()));
+            CHECK_FALSE(
+                compare_bitwise(table.view().slice(0, task), table.view().slice(0, task - 1)));
+        }
+        const logits_table& constant = table;
+        static_assert(std::is_same_v<decltype(constant.view()), const_tensor_ref<3>>);
+        CHECK(constant.view().data() == table.view().data());
+        CHECK(constant.view().is_contiguous());
+        CHECK(constant.view().extents() == std::array<index_t, 3>{100, 2, 3});
     }
-    const logits_table<T>& constant = table;
-    static_assert(std::is_same_v<decltype(constant.view()), tensor_view<const T, 3>>);
-    CHECK(constant.view().data() == table.view().data());
-    CHECK(constant.view().is_contiguous());
-    CHECK(constant.view().extents() == std::array<index_t, 3>{100, 2, 3});
 }
 
 TEST_CASE("any callable may start a row, one with a state of its own, too") {
-    logits_table<double> table(1, 2);
+    logits_table table(1, 2, element_type::f64);
     table.add_task([](const auto& trained, const auto& row) {
+        static_assert(std::is_same_v<std::decay_t<decltype(trained)>, const_tensor_ref<3>>);
+        static_assert(std::is_same_v<std::decay_t<decltype(row)>, tensor_ref<2>>);
         CHECK(trained.extent(0) == 0); // the new row is not part of it
-        row(0, 0) = 1;
-        row(0, 1) = 2;
+        set_element(row, {0, 0}, 1);
+        set_element(row, {0, 1}, 2);
     });
-    auto counting = [count = 0.0](const auto& trained, const auto& row) mutable {
-        static_assert(std::is_const_v<typename std::decay_t<decltype(trained)>::element_type>);
-        row(0, 0) = ++count;
+    auto counting = [count = 0.0](const_tensor_ref<3>, tensor_ref<2> row) mutable {
+        set_element(row, {0, 0}, ++count);
     };
     table.add_task(counting);
     table.add_task(counting);
-    CHECK(table.view()(1, 0, 0) == 1);
-    CHECK(table.view()(2, 0, 0) == 2);
-    CHECK(table.view()(2, 0, 1) == 0); // not left uninitialised
-    CHECK(table.view()(0, 0, 1) == 2);
+    const auto view = table.view().as<double>();
+    CHECK(view(1, 0, 0) == 1);
+    CHECK(view(2, 0, 0) == 2);
+    CHECK(view(2, 0, 1) == 0); // not left uninitialised
+    CHECK(view(0, 0, 1) == 2);
 }
 
-TEST_CASE_TEMPLATE("if the start of a row throws, or refuses, the table is as before", T,
-                   MHR_TEST_STORAGE_TYPES) {
-    auto table = small_table<T>();
-    const auto before = values_of(table);
-    CHECK(refuses("copied_row", "task", [&] { table.add_task(copied_row{3}); }));
-    CHECK(refuses("uniform_row", "bound", [&] { table.add_task(uniform_row{1, -1}); }));
-    CHECK_THROWS_AS(table.add_task([](const auto&, const auto& row) {
-        row(1, 2) = T(7.F); // half done
-        throw std::runtime_error("no");
-    }),
-                    std::runtime_error);
-    CHECK(table.tasks() == 3);
-    CHECK(same(table, before));
-    CHECK(table.add_task(zero_row{}) == 3);
-    CHECK(compare_bitwise(as_const(table.view().block(0, 0, 3)), before.view()));
+TEST_CASE("if the start of a row throws, or refuses, the table is as before") {
+    for (element_type type : all_element_types) {
+        CAPTURE(std::string(mhr::name_of(type)));
+        auto table = small_table(type);
+        const auto before = values_as<double>(table.view());
+        CHECK(refuses("copied_row", "task", [&] { table.add_task(copied_row{3}); }));
+        CHECK(refuses("uniform_row", "bound", [&] { table.add_task(uniform_row{1, -1}); }));
+        CHECK_THROWS_AS(table.add_task([](const_tensor_ref<3>, tensor_ref<2> row) {
+            set_element(row, {1, 2}, 7); // half done
+            throw std::runtime_error("no");
+        }),
+                        std::runtime_error);
+        CHECK(table.tasks() == 3);
+        CHECK(same(table, before));
+        CHECK(table.add_task(zero_row{}) == 3);
+        CHECK(compare(table.view().block(0, 0, 3), before.view(), {0, 0, 0}));
+    }
 }
 
-TEST_CASE_TEMPLATE("tables are copied and moved as values", T, MHR_TEST_STORAGE_TYPES) {
-    static_assert(std::is_nothrow_move_constructible_v<logits_table<T>>);
-    auto table = small_table<T>();
-    const auto want = values_of(table);
-    logits_table<T> copy = table;
-    CHECK(same(copy, want));
-    CHECK(copy.view().data() != table.view().data());
-    copy.view()(0, 0, 0) = T(9.F);
-    copy.add_task(zero_row{});
-    CHECK(same(table, want));
+TEST_CASE("tables are copied and moved as values") {
+    static_assert(std::is_nothrow_move_constructible_v<logits_table>);
+    for (element_type type : all_element_types) {
+        CAPTURE(std::string(mhr::name_of(type)));
+        auto table = small_table(type);
+        const auto want = values_as<double>(table.view());
+        logits_table copy = table;
+        CHECK(same(copy, want));
+        CHECK(copy.view().data() != table.view().data());
+        set_element(copy.view(), {0, 0, 0}, 9);
+        copy.add_task(zero_row{});
+        CHECK(same(table, want));
 
-    logits_table<T> moved = std::move(table);
-    CHECK(same(moved, want));
-    // What is left is a table without tasks, that may be used again.
-    CHECK(table.tasks() == 0); // NOLINT(bugprone-use-after-move)
-    CHECK(table.view().size() == 0);
-    CHECK(table.add_task(zero_row{}) == 0);
-    CHECK(table.view().extents() == std::array<index_t, 3>{1, 2, 3});
-    CHECK(load<float>(table.view()(0, 1, 2)) == 0);
-    table = std::move(moved);
-    CHECK(same(table, want));
-    CHECK(moved.tasks() == 0); // NOLINT(bugprone-use-after-move)
-    moved = table;
-    CHECK(same(moved, want));
-    // Among its likes.
-    std::vector<logits_table<T>> routers;
-    for (int i = 0; i < 5; ++i)
-        routers.push_back(small_table<T>());
-    CHECK(same(routers.front(), want));
+        logits_table moved = std::move(table);
+        CHECK(same(moved, want));
+        // What is left is a table without tasks, that may be used again.
+        CHECK(table.tasks() == 0); // NOLINT(bugprone-use-after-move)
+        CHECK(table.view().size() == 0);
+        CHECK(table.add_task(zero_row{}) == 0);
+        CHECK(table.view().extents() == std::array<index_t, 3>{1, 2, 3});
+        CHECK(element(table.view(), {0, 1, 2}) == 0);
+        table = std::move(moved);
+        CHECK(same(table, want));
+        CHECK(moved.tasks() == 0); // NOLINT(bugprone-use-after-move)
+        moved = table;
+        CHECK(same(moved, want));
+        // Among its likes.
+        std::vector<logits_table> routers;
+        for (int i = 0; i < 5; ++i)
+            routers.push_back(small_table(type));
+        CHECK(same(routers.front(), want));
+    }
 }
 
 TEST_CASE("a table routes, and learns in place") {
-    auto table = small_table<float>();
+    auto table = small_table(element_type::f32);
     const std::array<index_t, 2> ids{2, 0};
     const tensor_view<const index_t, 1> tasks(ids.data(), {2});
     guarded_buffer<float, 3> weights({2, 2, 3}), d_weights({2, 2, 3}), d_logits({3, 2, 3});
@@ -300,11 +313,11 @@ TEST_CASE("a table routes, and learns in place") {
     router_forward(serial_executor{}, table.view(), tasks, rule, weights.view());
     router_backward(serial_executor{}, table.view(), tasks, rule, d_weights.const_view(),
                     d_logits.view());
-    const float before = table.view()(2, 1, 1);
+    const float before = table.view().as<float>()(2, 1, 1);
     for_each_position(d_logits.view().extents(), [&](const position<3>& at) {
-        element(table.view(), at) -= element(d_logits.view(), at);
+        element(table.view().as<float>(), at) -= element(d_logits.view(), at);
     });
-    CHECK(table.view()(2, 1, 1) != before);
+    CHECK(table.view().as<float>()(2, 1, 1) != before);
 }
 
 TEST_CASE("tables without heads or modules, or too large to address, are refused") {
@@ -319,6 +332,12 @@ TEST_CASE("tables without heads or modules, or too large to address, are refused
                                          {root, root},
                                          {1, largest / 4}})
         CHECK(refuses("logits_table", "heads, modules",
-                      [h = heads, m = modules] { const logits_table<float> table(h, m); }));
-    CHECK_NOTHROW(logits_table<float>(1, 1));
+                      [h = heads, m = modules] { const logits_table table(h, m); }));
+    CHECK_NOTHROW(logits_table(1, 1));
+    // As many bytes as an index holds are too many for one type, and fit another.
+    CHECK(refuses("logits_table", "heads, modules",
+                  [] { const logits_table table(1, largest / 5, element_type::f64); }));
+    CHECK_NOTHROW(logits_table(1, largest / 5, element_type::bf16));
+    CHECK(refuses("logits_table", "type",
+                  [] { const logits_table table(1, 1, static_cast<element_type>(9)); }));
 }

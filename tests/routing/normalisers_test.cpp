@@ -15,6 +15,7 @@
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
 #include "support/fast_math.hpp"
+#include "support/part_checks.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
 
@@ -340,16 +341,14 @@ TEST_CASE_TEMPLATE("softmax: modules that are not kept get no gradient, and give
 
 TEST_CASE("kept is 1 or more") {
     for (index_t bad : {index_t{0}, index_t{-1}, std::numeric_limits<index_t>::min()})
-        CHECK(
-            refuses("f", "normaliser.kept", [&] { softmax_normaliser{bad}.validate("f", 2, 3); }));
-    CHECK(refuses("f", "normaliser.kept", [&] {
-        detached_when_off_normaliser{softmax_normaliser{0}}.validate("f", 2, 3);
-    }));
-    CHECK_NOTHROW(detached_when_off_normaliser{softmax_normaliser{1}}.validate("f", 2, 3));
-    CHECK_NOTHROW(softmax_normaliser{1}.validate("f", 2, 3));
-    CHECK_NOTHROW(softmax_normaliser{}.validate("f", 2, 3));
-    CHECK_NOTHROW(softmax_normaliser{9}.validate("f", 2, 3));
-    CHECK_NOTHROW(sum_normaliser{}.validate("f", 2, 3));
-    CHECK_NOTHROW(average_correction_normaliser{}.validate("f", 2, 3));
-    CHECK_NOTHROW(l2_normaliser{}.validate("f", 2, 3));
+        CHECK(refuses("f", "normaliser.kept", [&] { check_part(softmax_normaliser{bad}, 2, 3); }));
+    CHECK(refuses("f", "normaliser.kept",
+                  [&] { check_part(detached_when_off_normaliser{softmax_normaliser{0}}, 2, 3); }));
+    CHECK_NOTHROW(check_part(detached_when_off_normaliser{softmax_normaliser{1}}, 2, 3));
+    CHECK_NOTHROW(check_part(softmax_normaliser{1}, 2, 3));
+    CHECK_NOTHROW(check_part(softmax_normaliser{}, 2, 3));
+    CHECK_NOTHROW(check_part(softmax_normaliser{9}, 2, 3));
+    CHECK_NOTHROW(check_part(sum_normaliser{}, 2, 3));
+    CHECK_NOTHROW(check_part(average_correction_normaliser{}, 2, 3));
+    CHECK_NOTHROW(check_part(l2_normaliser{}, 2, 3));
 }

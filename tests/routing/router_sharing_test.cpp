@@ -10,8 +10,9 @@
 
 #include <doctest/doctest.h>
 
-#include <mhr/adapters/routed_lora.hpp>
+#include <mhr/batch/batch.hpp>
 #include <mhr/core/workspace.hpp>
+#include <mhr/lora/routed_lora.hpp>
 #include <mhr/routing/router.hpp>
 
 #include "support/comparison.hpp"
@@ -29,6 +30,7 @@ constexpr index_t heads = 2;
 constexpr index_t modules = 3;
 constexpr index_t table_tasks = 5;
 constexpr index_t rank = 2;
+constexpr element_type sums = element_type::f64;
 constexpr std::size_t layers = 3;
 constexpr std::array<index_t, layers + 1> features{6, 4, 8, 2};
 constexpr double scale = 0.7;
@@ -77,9 +79,6 @@ struct model {
             random.fill(l.b.view());
             random.fill(l.bias.view());
             random.fill(l.x.view());
-            const auto shape = shape_of(inventory_of(l));
-            l.state_memory.reserve(routed_lora_state_size<double>(plan, shape));
-            l.scratch.reserve(routed_lora_backward_workspace_size<double>(plan, shape));
             stack.push_back(std::move(l));
         }
         d_y = tensor<double, 2>(stack.back().y.extents());
@@ -92,12 +91,18 @@ struct model {
             r.d_weights = r.weights;
             routers.push_back(std::move(r));
         }
+        for (layer& l : stack) {
+            l.state_memory.reserve(routed_lora_state_size({plan}, adapter_of(l), sums));
+            l.scratch.reserve(routed_lora_backward_workspace_size({plan}, adapter_of(l), sums));
+        }
     }
 
-    static lora_inventory<double> inventory_of(layer& l) { return {l.a.view(), l.b.view()}; }
-    static routed_lora_state<double> state_of(layer& l, const batch_plan& plan) {
+    routed_lora adapter_of(layer& l) {
+        return {l.a.view(), l.b.view(), routers[l.router].weights.view(), scale};
+    }
+    routed_lora_state state_of(layer& l) {
         workspace memory = l.state_memory;
-        return take_routed_lora_state<double>(memory, plan, shape_of(inventory_of(l)));
+        return take_routed_lora_state(memory, {plan}, adapter_of(l), sums);
     }
     static auto rule() { return routing_rule{sigmoid_gate{}, sum_normaliser{}, 0.8}; }
 
@@ -108,9 +113,8 @@ struct model {
             layer& l = stack[i];
             if (i > 0) l.x = stack[i - 1].y;
             l.y = l.bias;
-            routed_lora_forward(executor, plan, l.x.const_view(), inventory_of(l),
-                                routers[l.router].weights.const_view(), scale, l.y.view(),
-                                state_of(l, plan));
+            routed_lora_forward({plan, executor}, adapter_of(l), l.x.view(), l.y.view(),
+                                state_of(l));
         }
     }
 
@@ -122,10 +126,8 @@ struct model {
             layer& l = stack[i];
             l.d_x = tensor<double, 2>(l.x.extents());
             // Trained is the router alone, as in MHR-z: nothing for the inventory.
-            routed_lora_backward(executor, plan, l.x.const_view(), inventory_of(l),
-                                 routers[l.router].weights.const_view(), scale, state_of(l, plan),
-                                 d.const_view(), l.d_x.view(), lora_inventory<double>{},
-                                 d_weights_of(i), l.scratch);
+            routed_lora_backward({plan, executor}, adapter_of(l), l.x.view(), d.view(), state_of(l),
+                                 {l.d_x.view(), {}, {}, d_weights_of(i)}, l.scratch);
             d = l.d_x;
         }
     }

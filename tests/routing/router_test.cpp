@@ -34,47 +34,94 @@ struct sizes {
     index_t heads, modules;
 };
 
-using f32_problem = routing_problem<routing_storage<float, float, float>>;
-
 } // namespace
 
-TEST_CASE_TEMPLATE("weights and gradients agree with the oracle", Types,
-                   routing_storage<double, double, double>, routing_storage<float, float, float>,
-                   routing_storage<Eigen::bfloat16, float, float>,
-                   routing_storage<float, Eigen::bfloat16, Eigen::bfloat16>,
-                   routing_storage<Eigen::half, Eigen::half, Eigen::half>,
-                   routing_storage<Eigen::half, float, Eigen::bfloat16>,
-                   routing_storage<float, float, double>) {
-    using S = typename routing_problem<Types>::S;
-    double worst_forward = 0;
-    double worst_backward = 0;
-    for (layout order : all_layouts)
-        for (const auto& tasks : task_lists)
-            for (const sizes& s : {sizes{1, 1}, {1, 8}, {3, 7}, {16, 1}, {2, 37}})
-                for (const rule_choice& rule : {plain, gumbel}) {
-                    CAPTURE(name_of(order));
-                    CAPTURE(tasks.size());
-                    CAPTURE(s.heads);
-                    CAPTURE(s.modules);
-                    CAPTURE(rule.name());
-                    routing_problem<Types> p(tasks, s.heads, s.modules, rule, order);
-                    const tensor<S, 3> before = copy_as<S>(p.d_logits.view());
-                    p.forward(serial_executor{});
-                    p.backward(serial_executor{});
-                    const comparison backward = p.check_backward(before);
-                    CHECK(backward);
-                    worst_backward = std::max(worst_backward, backward.worst_ratio);
-                    if (!tasks.empty()) {
-                        const comparison forward = p.check_forward();
-                        CHECK(forward);
-                        worst_forward = std::max(worst_forward, forward.worst_ratio);
+TEST_CASE("weights and gradients agree with the oracle") {
+    constexpr auto f32 = element_type::f32, f64 = element_type::f64, bf16 = element_type::bf16,
+                   f16 = element_type::f16;
+    for (const routing_types& types :
+         {routing_types{f64, f64, f64}, routing_types{f32, f32, f32}, routing_types{bf16, f32, f32},
+          routing_types{f32, bf16, bf16}, routing_types{f16, f16, f16},
+          routing_types{f16, f32, bf16}, routing_types{f32, f32, f64}, routing_types{f32, f64, f32},
+          routing_types{bf16, f16, f64}}) {
+        CAPTURE(types.name());
+        double worst_forward = 0;
+        double worst_backward = 0;
+        for (layout order : all_layouts)
+            for (const auto& tasks : task_lists)
+                // Heads of more modules than are converted at once, too.
+                for (const sizes& s : {sizes{1, 1}, {1, 8}, {3, 7}, {16, 1}, {2, 37}, {1, 70}})
+                    for (const rule_choice& rule : {plain, gumbel}) {
+                        CAPTURE(name_of(order));
+                        CAPTURE(tasks.size());
+                        CAPTURE(s.heads);
+                        CAPTURE(s.modules);
+                        CAPTURE(rule.name());
+                        routing_problem p(types, tasks, s.heads, s.modules, rule, order);
+                        const tensor<double, 3> before = values_as<double>(p.d_logits.ref());
+                        p.forward(serial_executor{});
+                        p.backward(serial_executor{});
+                        const comparison backward = p.check_backward(before);
+                        CHECK(backward);
+                        worst_backward = std::max(worst_backward, backward.worst_ratio);
+                        if (!tasks.empty()) {
+                            const comparison forward = p.check_forward();
+                            CHECK(forward);
+                            worst_forward = std::max(worst_forward, forward.worst_ratio);
+                        }
+                        CHECK(p.weights.intact());
+                        CHECK(p.d_logits.intact());
                     }
-                    CHECK(p.weights.intact());
-                    CHECK(p.d_logits.intact());
-                }
-    // Bounds that are far too wide would hide bugs.
-    CHECK(worst_forward > 0.02);
-    CHECK(worst_backward > 0.01);
+        // Bounds that are far too wide would hide bugs.
+        CHECK(worst_forward > 0.02);
+        CHECK(worst_backward > 0.01);
+    }
+}
+
+TEST_CASE("elements of any type are read as what they hold, and rounded once") {
+    // Numbers that every type holds give the weights of f32 and f64, rounded.
+    for (element_type logits : all_element_types)
+        for (element_type weights : all_element_types) {
+            CAPTURE(std::string(mhr::name_of(logits)));
+            CAPTURE(std::string(mhr::name_of(weights)));
+            const routing_types types{logits, element_type::f32, weights};
+            routing_problem got(types, {4, 0, 4}, 2, 5, plain, layout::padded);
+            routing_problem want({types.sums(), element_type::f32, types.sums()}, {4, 0, 4}, 2, 5,
+                                 plain, layout::row_major);
+            for (routing_problem* p : {&got, &want}) {
+                for_each_position(p->logits.extents(), [&](const position<3>& at) {
+                    const index_t number = (7 * at[0] + 5 * at[1] + 3 * at[2]) % 17;
+                    set_element(p->logits.ref(), at, static_cast<double>(number - 8) / 4);
+                });
+                p->forward();
+            }
+            guarded_tensor<3> rounded(weights, want.weights.extents());
+            for_each_position(rounded.extents(), [&](const position<3>& at) {
+                set_element(rounded.ref(), at, element(want.weights.ref(), at));
+            });
+            CHECK(compare_bitwise(got.weights.ref(), rounded.ref()));
+        }
+}
+
+TEST_CASE("one tensor of f64 makes the sums f64") {
+    // The gradients of these two modules differ by less than a rounding of f32.
+    const std::array<double, 2> wide{1, 1 + 0x1p-30};
+    const std::array<float, 2> logits{1, 1};
+    std::array<float, 2> d_logits{0, 0};
+    const int task = 0;
+    const tensor_view<const int, 1> tasks(&task, {1});
+    router_backward({}, {logits.data(), {1, 1, 2}}, tasks, routing_rule{identity_gate{}},
+                    {wide.data(), {1, 1, 2}}, {d_logits.data(), {1, 1, 2}});
+    CHECK(d_logits[0] * 0x1p32F == doctest::Approx(-1).epsilon(0.01));
+    CHECK(d_logits[1] * 0x1p32F == doctest::Approx(1).epsilon(0.01));
+    // Those of f32 are equal, and give nothing.
+    const std::array<float, 2> narrow{1, 1};
+    std::array<double, 2> d_wide{0, 0};
+    const std::array<double, 2> wide_logits{1, 1 + 0x1p-30};
+    router_backward({}, {wide_logits.data(), {1, 1, 2}}, tasks, routing_rule{identity_gate{}},
+                    {narrow.data(), {1, 1, 2}}, {d_wide.data(), {1, 1, 2}});
+    CHECK(std::abs(d_wide[0] - d_wide[1]) < 1e-15);
+    CHECK(std::abs(d_wide[0]) < 1e-12); // but for the normaliser's epsilon
 }
 
 TEST_CASE("the comparison reports planted bugs") {
@@ -116,8 +163,7 @@ TEST_CASE("the gradient is that of the kernel, by finite differences") {
         for (int power : {-3, 0, 3}) {
             CAPTURE(rule.name());
             CAPTURE(power);
-            routing_problem<routing_storage<double, double, double>> p(
-                {2, 0, 4, 2}, 3, 5, rule, layout::row_major, std::ldexp(1.0, power));
+            f64_problem p({2, 0, 4, 2}, 3, 5, rule, layout::row_major, std::ldexp(1.0, power));
             p.d_logits.fill(0);
             p.backward(serial_executor{});
             const auto differences = central_difference_gradient(

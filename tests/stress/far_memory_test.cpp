@@ -5,24 +5,25 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
-#include <Eigen/Core>
 #include <doctest/doctest.h>
 
-#include <mhr/adapters/merge.hpp>
-#include <mhr/adapters/output_mixed_lora.hpp>
-#include <mhr/adapters/routed_lora.hpp>
+#include <mhr/lora/lora.hpp>
+#include <mhr/lora/output_mixed_lora.hpp>
+#include <mhr/lora/routed_lora.hpp>
 #include <mhr/routing/router.hpp>
+#include <mhr/serving/merge.hpp>
 
 #include "support/batches.hpp"
 #include "support/comparison.hpp"
+#include "support/guarded_tensor.hpp"
+#include "support/ia3_problem.hpp"
+#include "support/layer_checks.hpp"
+#include "support/layer_problem.hpp"
 #include "support/long_cases.hpp"
 #include "support/random_tensor.hpp"
-#include "support/routed_checks.hpp"
-#include "support/routed_ia3_problem.hpp"
-#include "support/routed_problem.hpp"
-#include "support/scalar_types.hpp"
 #include "support/sparse_memory.hpp"
 #include "support/tensor.hpp"
 
@@ -31,34 +32,61 @@ using namespace mhr::test;
 
 namespace {
 
-using plain = routed_of<float>;
-
+constexpr element_type f32 = element_type::f32;
 constexpr index_t far = (index_t(1) << 31) + 40; // elements, of 2 bytes or more
-
-const auto same = [](const auto& value) { return value; };
 
 /// The same extents, dense but along one axis (counted on from the first after the last), where
 /// neighbours are far from each other.
-template <class T, std::size_t Rank>
-tensor_view<T, Rank> stretched(const tensor_view<T, Rank>& view, std::size_t axis) {
+template <std::size_t Rank>
+tensor_axes<Rank> stretched(const std::array<index_t, Rank>& extents, std::size_t axis) {
     axis %= Rank;
-    auto extents = view.extents();
-    extents[axis] = 1;
-    auto strides = tensor_view<T, Rank>(nullptr, extents).strides();
-    strides[axis] = far;
-    return {nullptr, view.extents(), strides};
+    auto near = extents;
+    near[axis] = 1;
+    auto axes = tensor_axes<Rank>::row_major(near);
+    axes.extents = extents;
+    axes.strides[axis] = far;
+    return axes;
 }
 
 /// A copy with such strides.
-template <class T, std::size_t Rank>
-struct far_copy : sparse_tensor<T, Rank> {
-    far_copy(const tensor_view<T, Rank>& from, std::size_t axis)
-        : sparse_tensor<T, Rank>(stretched(from, axis)) {
-        transform(from, this->view(), same);
+template <std::size_t Rank>
+struct far_copy : sparse_tensor<Rank> {
+    far_copy(const tensor_ref<Rank>& from, std::size_t axis)
+        : sparse_tensor<Rank>(stretched(from.extents(), axis), from.type()) {
+        copy_elements_of<Rank>(from, this->ref());
+    }
+    far_copy(guarded_tensor<Rank>& from, std::size_t axis) : far_copy(from.ref(), axis) {}
+    template <class T>
+    far_copy(tensor<T, Rank>& from, std::size_t axis)
+        : far_copy(tensor_ref<Rank>(from.view()), axis) {}
+};
+
+/// A layer's tensors far away, and what they become.
+struct far_layer {
+    layer_problem& near;
+    far_copy<2> x, y, d_y, d_x;
+    far_copy<4> a, b, d_a, d_b;
+    far_copy<3> weights, d_weights;
+
+    far_layer(layer_problem& p, std::size_t axis)
+        : near(p), x(p.x, axis), y(p.y, axis), d_y(p.d_y, axis), d_x(p.d_x, axis), a(p.a, axis),
+          b(p.b, axis), d_a(p.d_a, axis), d_b(p.d_b, axis), weights(p.weights, axis),
+          d_weights(p.d_weights, axis) {}
+
+    [[nodiscard]] routed_lora layer() const { return {a, b, weights, near.scale}; }
+    [[nodiscard]] routed_lora_gradients gradients() const { return {d_x, d_a, d_b, d_weights}; }
+
+    /// The results are those of the near ones. (The gradient of weights is summed in the order in
+    /// which the matrices are walked through.)
+    void check() const {
+        CHECK(compare_bitwise(y.ref(), near.y.ref()));
+        CHECK(compare_bitwise(d_x.ref(), near.d_x.ref()));
+        CHECK(compare_bitwise(d_a.ref(), near.d_a.ref()));
+        CHECK(compare_bitwise(d_b.ref(), near.d_b.ref()));
+        CHECK(compare(d_weights.ref(), values_as<double>(near.d_weights.ref()).view(),
+                      within(f32, 64)));
     }
 };
-template <class T, std::size_t Rank>
-far_copy(const tensor_view<T, Rank>&, std::size_t) -> far_copy<T, Rank>;
 
 /// True if these tests cannot run.
 bool skipped() {
@@ -69,77 +97,48 @@ bool skipped() {
 
 } // namespace
 
-TEST_CASE_TEMPLATE("routed LoRA reaches far along every axis", T, plain, of_16_bits) {
+TEST_CASE("routed LoRA reaches far along every axis") {
     if (skipped()) return;
-    for (std::size_t axis = 0; axis < 4; ++axis) {
-        CAPTURE(axis);
-        routed_problem<T> p({7, 2, 2, 3, 5, 9, 3});
-        const far_copy x(p.x.view(), axis);
-        const far_copy y(p.y.view(), axis);
-        const far_copy d_y(p.y.view(), axis);
-        const far_copy d_x(p.d_x.view(), axis);
-        const far_copy weights(p.weights.view(), axis);
-        const far_copy a(p.a.view(), axis);
-        const far_copy b(p.b.view(), axis);
-        const far_copy d_a(p.d_a.view(), axis);
-        const far_copy d_b(p.d_b.view(), axis);
-        const far_copy d_weights(p.d_weights.view(), axis);
-        const auto near = p.state();
-        const far_copy mixed_a(near.mixed.a, axis);
-        const far_copy mixed_b(near.mixed.b, axis);
-        const far_copy hidden(near.hidden, axis);
-        const lora_inventory<typename T::M> inventory{a.view(), b.view()};
-        const lora_inventory<typename T::DM> d_inventory{d_a.view(), d_b.view()};
-        const routed_lora_state<typename T::A> state{{mixed_a.view(), mixed_b.view()},
-                                                     hidden.view()};
-        routed_lora_forward(serial_executor{}, p.plan, x.view(), inventory, weights.view(), p.scale,
-                            y.view(), state);
-        routed_lora_backward(serial_executor{}, p.plan, x.view(), inventory, weights.view(),
-                             p.scale, state, d_y.view(), d_x.view(), d_inventory, d_weights.view(),
-                             p.scratch());
-        p.prepare_backward();
-        p.backward();
-        p.forward();
-        CHECK(compare_bitwise(y.view(), p.y.view()));
-        CHECK(compare_bitwise(mixed_a.view(), near.mixed.a));
-        CHECK(compare_bitwise(mixed_b.view(), near.mixed.b));
-        CHECK(compare_bitwise(d_x.view(), p.d_x.view()));
-        CHECK(compare_bitwise(d_a.view(), p.d_a.view()));
-        CHECK(compare_bitwise(d_b.view(), p.d_b.view()));
-        // Summed in the order in which the matrices are walked through.
-        CHECK(compare(d_weights.view(), copy_as<double>(p.d_weights.view()).view(),
-                      within<float>(64)));
-    }
+    for (const layer_types& types : {layer_types{}, of_16_bits})
+        for (std::size_t axis = 0; axis < 4; ++axis) {
+            CAPTURE(axis);
+            layer_problem p({7, 2, 2, 3, 5, 9, 3}, types);
+            const far_layer away(p, axis);
+            const auto near = p.state();
+            const far_copy<3> mixed_a(near.mixed.a, axis), mixed_b(near.mixed.b, axis);
+            const far_copy<2> hidden(near.hidden, axis);
+            const routed_lora_state state{{mixed_a, mixed_b}, hidden};
+            routed_lora_forward({p.plan}, away.layer(), away.x, away.y, state);
+            routed_lora_backward({p.plan}, away.layer(), away.x, away.d_y, state, away.gradients(),
+                                 p.scratch_memory);
+            p.run();
+            CHECK(compare_bitwise(mixed_a.ref(), near.mixed.a));
+            CHECK(compare_bitwise(mixed_b.ref(), near.mixed.b));
+            away.check();
+        }
 }
 
 TEST_CASE("routed (IA)3 reaches far along every axis") {
     if (skipped()) return;
     for (std::size_t axis = 0; axis < 3; ++axis) {
         CAPTURE(axis);
-        routed_ia3_problem<ia3_storage<Eigen::half, Eigen::bfloat16, float, Eigen::half>> p(
-            {7, 2, 2, 3, 9});
-        p.y.fill(Eigen::half(0.F));
-        p.state.fill(0);
-        const far_copy x(p.x.view(), axis);
-        const far_copy y(p.y.view(), axis);
-        const far_copy d_y(p.d_y.view(), axis);
-        const far_copy d_x(p.d_x.view(), axis);
-        const far_copy weights(p.weights.view(), axis);
-        const far_copy modules(p.modules.view(), axis);
-        const far_copy d_modules(p.d_modules.view(), axis);
-        const far_copy d_weights(p.d_weights.view(), axis);
-        const far_copy state(p.state.view(), axis);
-        routed_ia3_forward(serial_executor{}, p.plan, x.view(), modules.view(), weights.view(),
-                           y.view(), state.view());
-        routed_ia3_backward(serial_executor{}, p.plan, x.view(), modules.view(), weights.view(),
-                            state.view(), d_y.view(), d_x.view(), d_modules.view(),
-                            d_weights.view(), p.scratch());
+        ia3_problem p({7, 2, 2, 3, 9}, of_16_bits);
+        p.scales.fill(0);
+        const far_copy<2> x(p.x, axis), y(p.y, axis), d_y(p.d_y, axis), d_x(p.d_x, axis);
+        const far_copy<2> scales(p.scales, axis);
+        const far_copy<3> weights(p.weights, axis), inventory(p.inventory, axis);
+        const far_copy<3> d_inventory(p.d_inventory, axis), d_weights(p.d_weights, axis);
+        const routed_ia3 layer{inventory, weights};
+        routed_ia3_forward({p.plan}, layer, x, y, {scales});
+        routed_ia3_backward({p.plan}, layer, x, d_y, {scales}, {d_x, d_inventory, d_weights},
+                            p.scratch_memory);
         p.forward();
         p.backward();
-        CHECK(compare_bitwise(y.view(), p.y.view()));
-        CHECK(compare_bitwise(d_x.view(), p.d_x.view()));
-        CHECK(compare_bitwise(d_modules.view(), p.d_modules.view()));
-        CHECK(compare_bitwise(d_weights.view(), p.d_weights.view()));
+        CHECK(compare_bitwise(scales.ref(), p.scales.ref()));
+        CHECK(compare_bitwise(y.ref(), p.y.ref()));
+        CHECK(compare_bitwise(d_x.ref(), p.d_x.ref()));
+        CHECK(compare_bitwise(d_inventory.ref(), p.d_inventory.ref()));
+        CHECK(compare_bitwise(d_weights.ref(), p.d_weights.ref()));
     }
 }
 
@@ -147,40 +146,20 @@ TEST_CASE("LoRA with mixed outputs reaches far along every axis") {
     if (skipped()) return;
     for (std::size_t axis = 0; axis < 4; ++axis) {
         CAPTURE(axis);
-        routed_problem<plain> p({7, 2, 1, 3, 9, 5, 3});
-        const tensor_view<const float, 2> d_y_near = p.y.view();
-        const far_copy x(p.x.view(), axis);
-        const far_copy d_y(p.y.view(), axis);
-        const far_copy d_x(p.d_x.view(), axis);
-        const far_copy a(p.a.view(), axis);
-        const far_copy b(p.b.view(), axis);
-        const far_copy weights(p.weights.view(), axis);
-        const far_copy d_a(p.d_a.view(), axis);
-        const far_copy d_b(p.d_b.view(), axis);
-        const far_copy d_weights(p.d_weights.view(), axis);
+        layer_problem p({7, 2, 1, 3, 9, 5, 3});
+        const far_layer away(p, axis);
         tensor<float, 3> hidden_near({7, 3, 3});
-        const far_copy hidden(hidden_near.view(), axis);
-        auto y_near = copy_as<float>(p.y.view());
-        const far_copy y(y_near.view(), axis);
-        std::vector<std::byte> memory(
-            output_mixed_lora_backward_workspace_size<float>(p.plan, p.shape()));
-        const auto run = [&](auto x_, auto a_, auto b_, auto w, auto y_, auto h, auto d_y_,
-                             auto d_x_, auto d_a_, auto d_b_, auto d_w) {
-            const lora_inventory<float> inventory{a_, b_};
-            output_mixed_lora_forward(serial_executor{}, p.plan, x_, inventory, w, p.scale, y_, h);
-            output_mixed_lora_backward(serial_executor{}, p.plan, x_, inventory, w, p.scale, h,
-                                       d_y_, d_x_, lora_inventory<float>{d_a_, d_b_}, d_w,
-                                       workspace(memory.data(), memory.size()));
-        };
-        run(x.view(), a.view(), b.view(), weights.view(), y.view(), hidden.view(),
-            as_const(d_y.view()), d_x.view(), d_a.view(), d_b.view(), d_weights.view());
-        run(p.x.view(), p.a.view(), p.b.view(), p.weights.view(), y_near.view(), hidden_near.view(),
-            d_y_near, p.d_x.view(), p.d_a.view(), p.d_b.view(), p.d_weights.view());
-        CHECK(compare_bitwise(y.view(), y_near.view()));
-        CHECK(compare_bitwise(d_x.view(), p.d_x.view()));
-        CHECK(compare_bitwise(d_a.view(), p.d_a.view()));
-        CHECK(compare_bitwise(d_b.view(), p.d_b.view()));
-        CHECK(compare_bitwise(d_weights.view(), p.d_weights.view()));
+        const far_copy<3> hidden(hidden_near, axis);
+        const batch rows{p.plan};
+        poisoned_memory memory(output_mixed_lora_backward_workspace_size(rows, p.layer()));
+        output_mixed_lora_forward(rows, away.layer(), away.x, away.y, {hidden});
+        output_mixed_lora_backward(rows, away.layer(), away.x, away.d_y, {hidden}, away.gradients(),
+                                   memory);
+        output_mixed_lora_forward(rows, p.layer(), p.x, p.y, {hidden_near.view()});
+        output_mixed_lora_backward(rows, p.layer(), p.x, p.d_y, {hidden_near.view()}, p.gradients(),
+                                   memory);
+        away.check();
+        CHECK(compare_bitwise(away.d_weights.ref(), p.d_weights.ref()));
     }
 }
 
@@ -195,31 +174,33 @@ TEST_CASE("a weight is merged into, and ready adapters are found, far away") {
         random.fill(b.view());
         random.fill(weight.view());
         random.fill(x.view());
-        const far_copy far_a(a.view(), axis);
-        const far_copy far_b(b.view(), axis);
-        const far_copy far_weight(weight.view(), axis);
-        const far_copy far_y(y.view(), axis);
-        const auto merge = [](const auto& pool_a, const auto& pool_b, const auto& into) {
-            merge_lora(serial_executor{}, lora<float>{pool_a.slice(0, 2), pool_b.slice(0, 2)}, 0.5,
-                       into);
+        const far_copy<3> far_a(a, axis), far_b(b, axis);
+        const far_copy<2> far_weight(weight, axis), far_y(y, axis);
+        const auto adapter_of = [](const tensor_ref<3>& all_a, const tensor_ref<3>& all_b) {
+            return lora{all_a.slice(0, 2), all_b.slice(0, 2), 0.5};
         };
-        merge(a.view(), b.view(), weight.view());
-        merge(far_a.view(), far_b.view(), far_weight.view());
-        CHECK(compare_bitwise(far_weight.view(), weight.view()));
+        const lora near = adapter_of(a.view(), b.view()), away = adapter_of(far_a, far_b);
+        merge_lora({}, near, weight.view());
+        merge_lora({}, away, far_weight);
+        CHECK(compare_bitwise(far_weight.ref(), tensor_ref<2>(weight.view())));
 
-        // The pool's last slot, for rows whose task ids lie far apart, too.
-        tensor<std::int64_t, 1> tasks({4});
-        const far_copy far_tasks(tasks.view(), 0);
+        // One adapter, and the last of a stack, for rows whose task ids lie far apart, too.
+        const sparse_memory ids(static_cast<std::size_t>(3 * far + 1) * sizeof(std::int64_t));
         batch_plan plan;
-        plan.assign_rows(far_tasks.view());
-        const index_t slot = 2;
-        const tensor_view<const index_t, 1> slots(&slot, {1});
-        lora_forward(serial_executor{}, plan, x.view(),
-                     lora_batch<float>{a.view(), b.view(), slots}, 0.5, y.view(), hidden.view());
-        lora_forward(serial_executor{}, plan, x.view(),
-                     lora_batch<float>{far_a.view(), far_b.view(), slots}, 0.5, far_y.view(),
-                     hidden.view());
-        CHECK(compare_bitwise(far_y.view(), y.view()));
+        plan.assign_rows(tensor_view<const std::int64_t, 1>(
+            static_cast<const std::int64_t*>(static_cast<const void*>(ids.data())), {4}, {far}));
+        REQUIRE(plan.entries() == 1);
+        lora_forward({plan}, near, x.view(), y.view(), {hidden.view()});
+        lora_forward({plan}, away, x.view(), far_y, {hidden.view()});
+        lora_forward({plan},
+                     lora_list(const_tensor_ref<3>(a.view()).block(0, 2, 1),
+                               const_tensor_ref<3>(b.view()).block(0, 2, 1), 0.5),
+                     x.view(), y.view(), {hidden.view()});
+        lora_forward({plan},
+                     lora_list(const_tensor_ref<3>(far_a.ref()).block(0, 2, 1),
+                               const_tensor_ref<3>(far_b.ref()).block(0, 2, 1), 0.5),
+                     x.view(), far_y, {hidden.view()});
+        CHECK(compare_bitwise(far_y.ref(), tensor_ref<2>(y.view())));
     }
 }
 
@@ -229,49 +210,40 @@ TEST_CASE("a batch of more than 2^31 elements") {
     constexpr index_t rows = 33000;
     constexpr index_t features = 65536;
     const std::vector<index_t> of_task{0, 1, 32767, 32768, 32999};
-    tensor<int, 1> tasks({rows}), near_tasks({5});
-    for (int& task : tasks.values())
-        task = -1;
-    for (index_t i = 0; i < 5; ++i)
-        tasks(of_task[static_cast<std::size_t>(i)]) = near_tasks(i) = static_cast<int>(i % 2);
-    batch_plan plan, near_plan;
-    plan.assign_rows(tasks.view());
-    near_plan.assign_rows(near_tasks.view());
-
-    routed_problem<plain> p({5, 2, 1, 2, features, features, 1}, near_plan);
-    const sparse_tensor<float, 2> x({rows, features}), y({rows, features}), d_y({rows, features});
-    const sparse_tensor<float, 2> d_x({rows, features});
-    const auto row_of = [&](const auto& tensor, index_t i) {
-        return tensor.view().slice(0, of_task[static_cast<std::size_t>(i)]);
+    std::vector<std::int64_t> tasks(rows, no_task), near_tasks;
+    for (std::size_t i = 0; i < 5; ++i) {
+        near_tasks.push_back(static_cast<std::int64_t>(i % 2));
+        tasks[static_cast<std::size_t>(of_task[i])] = near_tasks.back();
+    }
+    const batch_plan plan = plan_of(tasks);
+    layer_problem p({5, 2, 1, 2, features, features, 1}, plan_of(near_tasks));
+    const sparse_tensor<2> x(f32, {rows, features}), y(f32, {rows, features});
+    const sparse_tensor<2> d_y(f32, {rows, features}), d_x(f32, {rows, features});
+    const auto row_of = [&](const sparse_tensor<2>& tensor, index_t i) {
+        return tensor.ref().slice(0, of_task[static_cast<std::size_t>(i)]);
     };
     for (index_t i = 0; i < 5; ++i) {
-        transform(p.x.view().slice(0, i), row_of(x, i), same);
-        transform(p.y.view().slice(0, i), row_of(y, i), same);
-        transform(p.y.view().slice(0, i), row_of(d_y, i), same);
-        transform(p.d_x.view().slice(0, i), row_of(d_x, i), same);
+        copy_elements_of<1>(p.x.ref().slice(0, i), row_of(x, i));
+        copy_elements_of<1>(p.y.ref().slice(0, i), row_of(y, i));
+        copy_elements_of<1>(p.d_y.ref().slice(0, i), row_of(d_y, i));
+        copy_elements_of<1>(p.d_x.ref().slice(0, i), row_of(d_x, i));
     }
-    auto d_a = copy_as<float>(p.d_a.view());
-    auto d_b = copy_as<float>(p.d_b.view());
-    auto d_weights = copy_as<float>(p.d_weights.view());
-    owned_workspace memory(routed_lora_state_size<float>(plan, p.shape()));
+    layer_problem away(p.s, p.plan); // its inventory and its gradients are as those of p
+    owned_workspace memory(routed_lora_state_size({plan}, p.layer()));
     workspace state_memory = memory;
-    const auto state = take_routed_lora_state<float>(state_memory, plan, p.shape());
-    owned_workspace scratch(routed_lora_backward_workspace_size<float>(plan, p.shape()));
-    routed_lora_forward(serial_executor{}, plan, x.view(), p.inventory(), p.weights.view(), p.scale,
-                        y.view(), state);
-    routed_lora_backward(serial_executor{}, plan, x.view(), p.inventory(), p.weights.view(),
-                         p.scale, state, d_y.view(), d_x.view(),
-                         lora_inventory<float>{d_a.view(), d_b.view()}, d_weights.view(), scratch);
-    p.prepare_backward();
-    p.backward();
-    p.forward();
+    const auto state = take_routed_lora_state(state_memory, {plan}, p.layer());
+    owned_workspace scratch(routed_lora_backward_workspace_size({plan}, p.layer()));
+    routed_lora_forward({plan}, away.layer(), x, y, state);
+    routed_lora_backward({plan}, away.layer(), x, d_y, state,
+                         {d_x, away.d_a, away.d_b, away.d_weights}, scratch);
+    p.run();
     for (index_t i = 0; i < 5; ++i) {
-        CHECK(compare_bitwise(row_of(y, i), p.y.view().slice(0, i)));
-        CHECK(compare_bitwise(row_of(d_x, i), p.d_x.view().slice(0, i)));
+        CHECK(compare_bitwise(row_of(y, i), p.y.ref().slice(0, i)));
+        CHECK(compare_bitwise(row_of(d_x, i), p.d_x.ref().slice(0, i)));
     }
-    CHECK(compare_bitwise(d_a.view(), p.d_a.view()));
-    CHECK(compare_bitwise(d_b.view(), p.d_b.view()));
-    CHECK(compare_bitwise(d_weights.view(), p.d_weights.view()));
+    CHECK(compare_bitwise(away.d_a.ref(), p.d_a.ref()));
+    CHECK(compare_bitwise(away.d_b.ref(), p.d_b.ref()));
+    CHECK(compare_bitwise(away.d_weights.ref(), p.d_weights.ref()));
 }
 
 TEST_CASE("an inventory of more than 2^31 elements, of which few modules are used" *
@@ -281,72 +253,69 @@ TEST_CASE("an inventory of more than 2^31 elements, of which few modules are use
     constexpr index_t in = 65536;
     constexpr index_t rank = 33; // 2.2 10^9 elements of a
     const std::vector<index_t> used{0, 1000, 1023};
-    routed_problem<plain> p({4, 2, 1, 3, in, 3, rank});
-    const sparse_tensor<float, 4> a({1, modules, in, rank}), d_a({1, modules, in, rank});
-    const sparse_tensor<float, 4> b({1, modules, rank, 3}), d_b({1, modules, rank, 3});
+    layer_problem p({4, 2, 1, 3, in, 3, rank});
+    const sparse_tensor<4> a(f32, {1, modules, in, rank}), d_a(f32, {1, modules, in, rank});
+    const sparse_tensor<4> b(f32, {1, modules, rank, 3}), d_b(f32, {1, modules, rank, 3});
     tensor<float, 3> weights({p.plan.entries(), 1, modules});
-    const auto of_module = [&](const auto& tensor, index_t i) {
-        return tensor.view().slice(0, 0).slice(0, used[static_cast<std::size_t>(i)]);
+    const auto of_module = [&](const sparse_tensor<4>& tensor, index_t i) {
+        return tensor.ref().slice(0, 0).slice(0, used[static_cast<std::size_t>(i)]);
+    };
+    const auto near_module = [](guarded_tensor<4>& tensor, index_t i) {
+        return tensor.ref().slice(0, 0).slice(0, i);
     };
     for (index_t i = 0; i < 3; ++i) {
-        transform(p.a.view().slice(0, 0).slice(0, i), of_module(a, i), same);
-        transform(p.b.view().slice(0, 0).slice(0, i), of_module(b, i), same);
-        transform(p.d_a.view().slice(0, 0).slice(0, i), of_module(d_a, i), same);
-        transform(p.d_b.view().slice(0, 0).slice(0, i), of_module(d_b, i), same);
+        copy_elements_of<2>(near_module(p.a, i), of_module(a, i));
+        copy_elements_of<2>(near_module(p.b, i), of_module(b, i));
+        copy_elements_of<2>(near_module(p.d_a, i), of_module(d_a, i));
+        copy_elements_of<2>(near_module(p.d_b, i), of_module(d_b, i));
         // Of one module each: sums over eight modules at a time are not those of three at once.
         for (index_t n = 0; n < p.plan.entries(); ++n) {
-            p.weights(n, 0, i) = i == (n + 1) % 3 ? 0.75F : 0.F;
-            weights(n, 0, used[static_cast<std::size_t>(i)]) = p.weights(n, 0, i);
+            const float weight = i == (n + 1) % 3 ? 0.75F : 0.F;
+            set_element(p.weights.ref(), {n, 0, i}, weight);
+            weights(n, 0, used[static_cast<std::size_t>(i)]) = weight;
         }
     }
-    auto y = copy_as<float>(p.y.view());
-    const auto d_y = copy_as<float>(p.y.view());
-    const lora_inventory<float> inventory{a.view(), b.view()};
-    routed_lora_forward(serial_executor{}, p.plan, p.x.view(), inventory, weights.view(), p.scale,
-                        y.view(), p.state());
-    routed_lora_backward(serial_executor{}, p.plan, p.x.view(), inventory, weights.view(), p.scale,
-                         p.state(), d_y.view(), tensor_view<float, 2>{},
-                         lora_inventory<float>{d_a.view(), d_b.view()}, tensor_view<float, 3>{},
-                         p.scratch());
-    p.prepare_backward();
-    p.backward();
-    p.forward();
-    CHECK(compare_bitwise(y.view(), p.y.view()));
+    layer_problem away(p.s, p.plan); // its y is as that of p
+    const routed_lora layer{a, b, weights.view(), p.scale};
+    routed_lora_forward({p.plan}, layer, p.x, away.y, p.state());
+    routed_lora_backward({p.plan}, layer, p.x, p.d_y, p.state(), {{}, d_a, d_b, {}},
+                         p.scratch_memory);
+    p.run();
+    CHECK(compare_bitwise(away.y.ref(), p.y.ref()));
     for (index_t i = 0; i < 3; ++i) {
-        CHECK(compare_bitwise(of_module(d_a, i), p.d_a.view().slice(0, 0).slice(0, i)));
-        CHECK(compare_bitwise(of_module(d_b, i), p.d_b.view().slice(0, 0).slice(0, i)));
+        CHECK(compare_bitwise(of_module(d_a, i), near_module(p.d_a, i)));
+        CHECK(compare_bitwise(of_module(d_b, i), near_module(p.d_b, i)));
     }
 }
 
 TEST_CASE("a table of more than 2^31 logits") {
     if (skipped()) return;
     const std::vector<index_t> used{0, 65535, 65536, 69999}; // task 65536 begins at 2^31
-    const sparse_tensor<float, 3> logits({70000, 32, 1024}), d_logits({70000, 32, 1024});
-    tensor<float, 3> near({4, 32, 1024}), d_near(near.extents());
-    tensor<float, 3> weights(near.extents()), near_weights(near.extents());
-    tensor<float, 3> d_weights(near.extents());
-    random_source(3).fill(near.view(), 4);
-    random_source(4).fill(d_weights.view());
-    const auto of_task = [&](const auto& table, index_t i) {
-        return table.view().slice(0, used[static_cast<std::size_t>(i)]);
+    const std::vector<index_t> near_tasks{0, 1, 2, 3};
+    const sparse_tensor<3> logits(f32, {70000, 32, 1024}), d_logits(f32, {70000, 32, 1024});
+    guarded_tensor<3> near(f32, {4, 32, 1024}), d_near(f32, near.extents());
+    guarded_tensor<3> weights(f32, near.extents()), near_weights(f32, near.extents());
+    guarded_tensor<3> d_weights(f32, near.extents());
+    near.fill(random_source(3), -4, 4);
+    d_near.fill(0);
+    d_weights.fill(random_source(4));
+    const auto of_task = [&](const sparse_tensor<3>& table, index_t i) {
+        return table.ref().slice(0, used[static_cast<std::size_t>(i)]);
     };
-    std::vector<index_t> near_tasks;
-    for (index_t i = 0; i < 4; ++i) {
-        transform(near.view().slice(0, i), of_task(logits, i), same);
-        near_tasks.push_back(i);
-    }
-    const auto run = [&](const auto& table, const std::vector<index_t>& tasks, const auto& to,
-                         const auto& d_table) {
+    for (index_t i = 0; i < 4; ++i)
+        copy_elements_of<2>(near.ref().slice(0, i), of_task(logits, i));
+    const auto run = [&](const tensor_ref<3>& table, const std::vector<index_t>& tasks,
+                         const tensor_ref<3>& to, const tensor_ref<3>& d_table) {
         const tensor_view<const index_t, 1> ids(tasks.data(), {4});
         const routing_rule rule{sigmoid_gate{}};
-        router_forward(serial_executor{}, table, ids, rule, to);
-        router_backward(serial_executor{}, table, ids, rule, d_weights.view(), d_table);
+        router_forward({}, table, ids, rule, to);
+        router_backward({}, table, ids, rule, d_weights, d_table);
     };
-    run(logits.view(), used, weights.view(), d_logits.view());
-    run(near.view(), near_tasks, near_weights.view(), d_near.view());
-    CHECK(compare_bitwise(weights.view(), near_weights.view()));
+    run(logits, used, weights, d_logits);
+    run(near, near_tasks, near_weights, d_near);
+    CHECK(compare_bitwise(weights.ref(), near_weights.ref()));
     for (index_t i = 0; i < 4; ++i)
-        CHECK(compare_bitwise(of_task(d_logits, i), d_near.view().slice(0, i)));
+        CHECK(compare_bitwise(of_task(d_logits, i), d_near.ref().slice(0, i)));
 }
 
 TEST_CASE("the router reaches far along every axis") {
@@ -359,33 +328,30 @@ TEST_CASE("the router reaches far along every axis") {
     random.fill(d_weights.view());
     const index_t ids[] = {2, 0, 1};
     const tensor_view<const index_t, 1> tasks(ids, {3});
-    const auto run = [&](const auto& l, const auto& u, const auto& w, const auto& d_w,
-                         const auto& d_l) {
+    const auto run = [&](const tensor_ref<3>& l, const tensor_ref<3>& u, const tensor_ref<3>& w,
+                         const tensor_ref<3>& d_w, const tensor_ref<3>& d_l) {
         const routing_rule rule{gumbel_sigmoid_gate{u, 0.5}};
-        router_forward(serial_executor{}, l, tasks, rule, w);
-        router_backward(serial_executor{}, l, tasks, rule, d_w, d_l);
+        router_forward({}, l, tasks, rule, w);
+        router_backward({}, l, tasks, rule, d_w, d_l);
     };
     for (std::size_t axis = 0; axis < 3; ++axis) {
         CAPTURE(axis);
-        const far_copy l(logits.view(), axis);
-        const far_copy u(uniforms.view(), axis);
-        const far_copy w(weights.view(), axis);
+        const far_copy<3> l(logits, axis), u(uniforms, axis), w(weights, axis);
         tensor<float, 3> d_l_near(d_logits.extents());
-        const far_copy d_w(d_weights.view(), axis);
-        const far_copy d_l(d_l_near.view(), axis);
-        run(l.view(), u.view(), w.view(), d_w.view(), d_l.view());
+        const far_copy<3> d_w(d_weights, axis), d_l(d_l_near, axis);
+        run(l, u, w, d_w, d_l);
         run(logits.view(), uniforms.view(), weights.view(), d_weights.view(), d_l_near.view());
-        CHECK(compare_bitwise(w.view(), weights.view()));
-        CHECK(compare_bitwise(d_l.view(), d_l_near.view()));
+        CHECK(compare_bitwise(w.ref(), tensor_ref<3>(weights.view())));
+        CHECK(compare_bitwise(d_l.ref(), tensor_ref<3>(d_l_near.view())));
     }
 }
 
 TEST_CASE("a workspace of which much more than 2^32 bytes are taken") {
     if (skipped()) return;
-    routed_problem<plain> p({7, 2, 2, 3, 5, 9, 3}), want({7, 2, 2, 3, 5, 9, 3});
+    layer_problem p({7, 2, 2, 3, 5, 9, 3}), want({7, 2, 2, 3, 5, 9, 3});
     constexpr index_t before = (index_t(1) << 31) + 5; // elements
     const std::size_t needed = static_cast<std::size_t>(before) * sizeof(float) + 64 +
-                               p.state_memory.size() + p.scratch_memory.size();
+                               p.state_memory.bytes.size() + p.scratch_memory.bytes.size();
     const sparse_memory memory(needed);
     workspace rest(memory.data(), memory.size());
     const auto first = rest.take<float, 1>({before});
@@ -393,15 +359,10 @@ TEST_CASE("a workspace of which much more than 2^32 bytes are taken") {
     CHECK(reinterpret_cast<std::byte*>(first.data()) - memory.data() <= 64);
     CHECK(rest.used() >= static_cast<std::size_t>(before) * sizeof(float));
     first(before - 1) = 1;
-    const auto state = take_routed_lora_state<float>(rest, p.plan, p.shape());
-    const auto d_y = copy_as<float>(p.y.view());
-    routed_lora_forward(serial_executor{}, p.plan, p.x.view(), p.inventory(), p.weights.view(),
-                        p.scale, p.y.view(), state);
-    routed_lora_backward(serial_executor{}, p.plan, p.x.view(), p.inventory(), p.weights.view(),
-                         p.scale, state, d_y.view(), p.d_x.view(), p.d_inventory(),
-                         p.d_weights.view(), rest);
+    const auto state = take_routed_lora_state(rest, {p.plan}, p.layer());
+    routed_lora_forward({p.plan}, p.layer(), p.x, p.y, state);
+    routed_lora_backward({p.plan}, p.layer(), p.x, p.d_y, state, p.gradients(), rest);
     CHECK(first(before - 1) == 1);
-    want.prepare_backward();
-    want.backward();
-    check_same_gradients(p, want);
+    want.run();
+    check_same(p, want);
 }

@@ -1,6 +1,7 @@
 // What must hold of every layer with routed adapters, LoRA or (IA)3, tried on random ones: where
 // all numbers are small and whole, and so every sum is exact, to the last bit.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -113,7 +114,7 @@ TEST_CASE("linear in the scale, by any factor within rounding") {
         make_positive(sizes.batch.x);
         sizes.layer.scale *= std::abs(factor);
         CHECK(compare(layer.run(t.batch).y.view(), expected.view(),
-                      sizes.layer.run(sizes.batch).y.view(), within<double>(4)));
+                      sizes.layer.run(sizes.batch).y.view(), within(element_type::f64, 4)));
     });
 }
 
@@ -205,7 +206,7 @@ TEST_CASE_TEMPLATE("MHR whose heads have equal logits is Poly, to the last bit",
         using T = typename L::value_type;
         const routing_rule rule{sigmoid_gate{}};
         const index_t heads = t.s.heads;
-        layer_sizes one = t.s;
+        trial_sizes one = t.s;
         one.heads = 1;
         one.in_block *= heads;
         one.out_block *= heads;
@@ -219,8 +220,8 @@ TEST_CASE_TEMPLATE("MHR whose heads have equal logits is Poly, to the last bit",
         for_each_position(same_logits.extents(), [&](const position<3>& at) {
             element(same_logits.view(), at) = logits(at[0], 0, at[2]);
         });
-        router_forward(serial_executor{}, logits.view(), ids, rule, poly.table.view());
-        router_forward(serial_executor{}, same_logits.view(), ids, rule, mhr.table.view());
+        router_forward({}, logits.view(), ids, rule, poly.table.view());
+        router_forward({}, same_logits.view(), ids, rule, mhr.table.view());
         // The same matrices, cut up by heads and whole.
         const auto joined = [&](std::size_t i, const tensor<T, 4>& blocks, tensor<T, 4>& whole) {
             const std::size_t axis = L::axis_of_heads[i];
@@ -245,10 +246,8 @@ TEST_CASE_TEMPLATE("MHR whose heads have equal logits is Poly, to the last bit",
         }
         // The gradient of Poly's logits is the sum of those of the heads, but for rounding.
         tensor<T, 3> d_logits(logits.extents()), d_same(same_logits.extents());
-        router_backward(serial_executor{}, logits.view(), ids, rule, want.d_table.view(),
-                        d_logits.view());
-        router_backward(serial_executor{}, same_logits.view(), ids, rule, got.d_table.view(),
-                        d_same.view());
+        router_backward({}, logits.view(), ids, rule, want.d_table.view(), d_logits.view());
+        router_backward({}, same_logits.view(), ids, rule, got.d_table.view(), d_same.view());
         tensor<T, 3> sum(logits.extents()), size(logits.extents());
         for_each_position(d_same.extents(), [&](const position<3>& at) {
             sum(at[0], 0, at[2]) += element(d_same.view(), at);
@@ -258,6 +257,7 @@ TEST_CASE_TEMPLATE("MHR whose heads have equal logits is Poly, to the last bit",
             largest = std::max(largest, std::abs(d));
         for (T& s : size.values())
             s = largest + 1;
-        CHECK(compare(sum.view(), d_logits.view(), size.view(), within<T>(1000)));
+        CHECK(
+            compare(sum.view(), d_logits.view(), size.view(), within(element_type_of_v<T>, 1000)));
     });
 }

@@ -4,21 +4,21 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
-#include <Eigen/Core>
 #include <doctest/doctest.h>
 
-#include <mhr/adapters/batch_plan.hpp>
 #include <mhr/reference/routing.hpp>
 #include <mhr/routing/router.hpp>
 
+#include "support/batches.hpp"
+#include "support/combinations.hpp"
 #include "support/comparison.hpp"
+#include "support/contract/oracle.hpp"
+#include "support/contract/routed_lora_page.hpp"
 #include "support/long_cases.hpp"
 #include "support/random_tensor.hpp"
-#include "support/routed_checks.hpp"
-#include "support/routed_problem.hpp"
-#include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
 
 using namespace mhr;
@@ -26,23 +26,31 @@ using namespace mhr::test;
 
 namespace {
 
-using plain = routed_of<float>;
+/// Activations and modules in 16 bits; weights, gradients and sums in f32.
+call_options of_16_bits() {
+    call_options options;
+    for (const char* name : {"x", "y", "d_y"})
+        options.of(name, element_type::f16);
+    for (const char* name : {"inventory.a", "inventory.b"})
+        options.of(name, element_type::bf16);
+    return options;
+}
 
-template <class T>
-void check_sizes(const routed_sizes& s) {
-    CAPTURE(s.in());
-    CAPTURE(s.out());
+void check_sizes(const contract_sizes& s, call_options options = {}) {
+    CAPTURE(s.in_features());
+    CAPTURE(s.out_features());
     CAPTURE(s.rank);
     CAPTURE(s.heads);
-    routed_problem<T> p(s);
-    check_against_oracle(p);
+    const routed_lora_page page;
+    adapter_call call(page, options.with(s));
+    check_against_oracle(call);
 }
 
 } // namespace
 
 TEST_CASE("every rank from 1 to 256") {
     for (index_t rank = 1; rank <= 256; rank += MHR_TEST_FEW_COMBINATIONS ? 15 : 1)
-        check_sizes<plain>({4, 2, 1, 2, 5, 9, rank});
+        check_sizes({4, 2, 1, 2, 5, 9, rank});
 }
 
 TEST_CASE("every rank from 1 to 256, in 16 bits") {
@@ -51,30 +59,31 @@ TEST_CASE("every rank from 1 to 256, in 16 bits") {
         return MHR_TEST_FEW_COMBINATIONS ? 17 : rank % 8 == 1 ? 7 : 1;
     };
     for (index_t rank = 1; rank <= 256; rank += step(rank))
-        check_sizes<of_16_bits>({3, 1, 2, 2, 3, 4, rank});
+        check_sizes({3, 1, 2, 2, 3, 4, rank}, of_16_bits());
 }
 
-TEST_CASE_TEMPLATE("layers of up to 65,536 features" * long_if_checked(), T,
-                   plain MHR_TEST_ALSO(of_16_bits)) {
-    for (index_t width : {65537 MHR_TEST_ALSO(4096, 65535, 65536)}) {
-        check_sizes<T>({2, 2, 1, 2, width, 3, 2});
-        check_sizes<T>({2, 2, 1, 2, 3, width, 2});
+TEST_CASE("layers of up to 65,536 features" * long_if_checked()) {
+    for (const call_options& options : {call_options{} MHR_TEST_ALSO(of_16_bits())}) {
+        for (index_t width : {65537 MHR_TEST_ALSO(4096, 65535, 65536)}) {
+            check_sizes({2, 2, 1, 2, width, 3, 2}, options);
+            check_sizes({2, 2, 1, 2, 3, width, 2}, options);
+        }
+        check_sizes({3, 1, 4, 3, 16384, 2, 1}, options);
+        check_sizes({3, 1, 4, 3, 2, 16384, 1}, options);
     }
-    check_sizes<T>({3, 1, 4, 3, 16384, 2, 1});
-    check_sizes<T>({3, 1, 4, 3, 2, 16384, 1});
 }
 
 TEST_CASE("as many heads as features") {
     for (index_t heads : {2, 15, 64, 257}) {
-        check_sizes<plain>({5, 2, heads, 3, 1, 1, 2});
-        check_sizes<plain>({5, 2, heads, 2, 1, 3, 3});
+        check_sizes({5, 2, heads, 3, 1, 1, 2});
+        check_sizes({5, 2, heads, 2, 1, 3, 3});
     }
 }
 
 TEST_CASE("1,024 modules") {
-    check_sizes<plain>({5, 2, 2, 1024, 3, 2, 2});
+    check_sizes({5, 2, 2, 1024, 3, 2, 2});
     // More entries than are mixed at a time.
-    check_sizes<plain>({60, 40, 1, 1024, 2, 3, 1});
+    check_sizes({60, 40, 1, 1024, 2, 3, 1});
 }
 
 TEST_CASE("10,000 tasks in one batch" * long_if_checked()) {
@@ -84,8 +93,7 @@ TEST_CASE("10,000 tasks in one batch" * long_if_checked()) {
     random_source random(71);
     for (index_t row : random.permutation(rows))
         task_of_row.push_back(row % 5 == 4 ? no_task : row * 7 % tasks);
-    batch_plan plan;
-    plan.assign_rows(tensor_view<const std::int64_t, 1>(task_of_row.data(), {rows}));
+    const batch_plan plan = plan_of(task_of_row);
     REQUIRE(plan.entries() > tasks / 2);
     index_t found = 0;
     for (index_t entry = 0; entry < plan.entries(); ++entry)
@@ -96,8 +104,7 @@ TEST_CASE("10,000 tasks in one batch" * long_if_checked()) {
     CHECK(found + plan.base_rows().extent(0) == rows);
     CHECK(plan.base_rows().extent(0) == rows / 5);
 
-    routed_problem<plain> p({rows, tasks, 2, 3, 2, 3, 2}, plan);
-    check_against_oracle(p);
+    check_sizes({rows, tasks, 2, 3, 2, 3, 2}, call_options{}.with_tasks(task_of_row));
 }
 
 TEST_CASE("a router of 10,000 tasks and 1,024 modules" * long_if_checked()) {
@@ -118,10 +125,9 @@ TEST_CASE("a router of 10,000 tasks and 1,024 modules" * long_if_checked()) {
         for (index_t task : of_entry)
             random.fill(logits.view().slice(0, task), 3);
         random.fill(d_weights.view());
-        router_forward(serial_executor{}, logits.view(), ids, routing_rule{sigmoid_gate{}},
-                       weights.view());
-        router_backward(serial_executor{}, logits.view(), ids, routing_rule{sigmoid_gate{}},
-                        d_weights.view(), d_logits.view());
+        router_forward({}, logits.view(), ids, routing_rule{sigmoid_gate{}}, weights.view());
+        router_backward({}, logits.view(), ids, routing_rule{sigmoid_gate{}}, d_weights.view(),
+                        d_logits.view());
 
         const auto wide = copy_as<double>(logits.view());
         const auto d_wide = copy_as<double>(d_weights.view());
@@ -133,7 +139,7 @@ TEST_CASE("a router of 10,000 tasks and 1,024 modules" * long_if_checked()) {
         // d_s is of the order of 1 / sum of s, and its terms cancel.
         tensor<double, 3> size(logits.extents());
         transform(d_want.view(), size.view(),
-                  [](double d) { return detail::is_exactly(d, 0) ? 0 : 8 + std::abs(d); });
+                  [](double d) { return is_exactly(d, 0) ? 0 : 8 + std::abs(d); });
         CHECK(compare(d_logits.view(), d_want.view(), size.view(), within<float>(n / 2 + 16)));
     }
 }

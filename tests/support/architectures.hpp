@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include <mhr/simd/arch.hpp>
+#include <mhr/kernels/simd/arch.hpp>
 
 /// \file
 /// The architectures that kernels are tested for.

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include <mhr/adapters/batch_plan.hpp>
+#include <mhr/batch/batch_plan.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 #include "support/random_tensor.hpp"
@@ -14,15 +14,26 @@
 
 namespace mhr::test {
 
+/// Random tasks 0 .. tasks - 1, and no task, for rows.
+inline std::vector<std::int64_t> random_tasks(index_t rows, index_t tasks, std::uint64_t seed = 1) {
+    random_source random(seed);
+    std::vector<std::int64_t> result;
+    for (index_t row = 0; row < rows; ++row)
+        result.push_back(random.integer(tasks + 1) - 1);
+    return result;
+}
+
+/// A plan of these tasks of rows.
+inline batch_plan plan_of(const std::vector<std::int64_t>& task_of_row) {
+    batch_plan plan;
+    plan.assign_rows(tensor_view<const std::int64_t, 1>(
+        task_of_row.data(), {static_cast<index_t>(task_of_row.size())}));
+    return plan;
+}
+
 /// A plan of rows of random tasks 0 .. tasks - 1, and of no task.
 inline batch_plan random_plan(index_t rows, index_t tasks, std::uint64_t seed = 1) {
-    random_source random(seed);
-    tensor<std::int64_t, 1> task_of_row({rows});
-    for (std::int64_t& task : task_of_row.values())
-        task = random.integer(tasks + 1) - 1;
-    batch_plan plan;
-    plan.assign_rows(task_of_row.view());
-    return plan;
+    return plan_of(random_tasks(rows, tasks, seed));
 }
 
 /// What the oracle is asked for: the entry of each row, or -1.

@@ -9,9 +9,12 @@
 #include <string>
 #include <type_traits>
 
-#include <mhr/core/scalar.hpp>
+#include "support/scalar.hpp"
+#include <mhr/core/sums.hpp>
+#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/tensor_view.hpp>
 
+#include "support/element_access.hpp"
 #include "support/positions.hpp"
 #include "support/precision.hpp"
 
@@ -45,6 +48,11 @@ struct error_bound {
     double storage_roundings;
 };
 
+/// The bound for kernels that sum in a type that is data.
+inline error_bound within(element_type sums, double sum_roundings, double storage_roundings = 1) {
+    return {sum_roundings, precision_of(sums).epsilon, storage_roundings};
+}
+
 /// The bound for kernels that sum in `A`. `storage_roundings` exceeds 1 where a result is rounded
 /// to its storage type several times, as gradients that accumulate are.
 template <class A>
@@ -54,9 +62,8 @@ error_bound within(double sum_roundings, double storage_roundings = 1) {
 
 namespace comparing {
 
-template <class T, class S, std::size_t Rank>
-bool same_extents(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& want,
-                  comparison& result) {
+template <class Got, class Want>
+bool same_extents(const Got& got, const Want& want, comparison& result) {
     if (got.extents() == want.extents()) return true;
     result.message =
         "extents " + to_text(got.extents()) + " compared with " + to_text(want.extents());
@@ -78,13 +85,15 @@ inline comparison& finish(comparison& result, std::size_t failures) {
     return result;
 }
 
-/// `magnitude_at(position)` is the sum of |terms| of an element.
-template <class T, class S, std::size_t Rank, class F>
-comparison compare_elements(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& want,
-                            const error_bound& bound, F&& magnitude_at) {
+/// `got_at(position)` is a result, stored in a type of this precision, and `magnitude_at(position)`
+/// the sum of |terms| of an element.
+template <class S, std::size_t Rank, class Got, class Magnitude>
+comparison compare_elements(Got&& got_at, const element_precision& stored,
+                            const tensor_view<S, Rank>& want, const error_bound& bound,
+                            Magnitude&& magnitude_at) {
     using number = std::remove_const_t<S>;
-    const auto storage_epsilon = static_cast<number>(epsilon_of<T>());
-    const auto smallest_step = static_cast<number>(smallest_step_of<T>());
+    const auto storage_epsilon = static_cast<number>(stored.epsilon);
+    const auto smallest_step = static_cast<number>(stored.smallest_step);
     const auto factor = static_cast<number>(bound.sum_roundings * bound.sum_epsilon);
     const auto roundings = static_cast<number>(bound.storage_roundings);
 
@@ -92,14 +101,14 @@ comparison compare_elements(const tensor_view<T, Rank>& got, const tensor_view<S
     std::size_t failures = 0;
     for_each_position(want.extents(), [&](const position<Rank>& at) {
         ++result.compared;
-        const number g = load<number>(element(got, at));
+        const auto g = static_cast<number>(got_at(at));
         const number w = element(want, at);
         const number allowed = factor * static_cast<number>(magnitude_at(at)) +
                                roundings * (storage_epsilon * std::abs(w) + smallest_step);
         const number error = std::abs(g - w);
-        const double ratio = detail::is_exactly(error, 0) ? 0
-                             : std::isfinite(error)       ? static_cast<double>(error / allowed)
-                                                          : std::numeric_limits<double>::infinity();
+        const double ratio = is_exactly(error, 0)   ? 0
+                             : std::isfinite(error) ? static_cast<double>(error / allowed)
+                                                    : std::numeric_limits<double>::infinity();
         if (!(ratio <= result.worst_ratio)) result.worst_ratio = ratio;
         // Every comparison with NaN is false; an infinite bound would allow everything.
         if (error <= allowed && std::isfinite(allowed)) return;
@@ -126,7 +135,9 @@ comparison compare(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& 
         !comparing::same_extents(magnitude, want, result))
         return result;
     return comparing::compare_elements(
-        got, want, bound, [&](const position<Rank>& at) { return element(magnitude, at); });
+        [&](const position<Rank>& at) { return load<std::remove_const_t<S>>(element(got, at)); },
+        {epsilon_of<T>(), smallest_step_of<T>()}, want, bound,
+        [&](const position<Rank>& at) { return element(magnitude, at); });
 }
 
 /// As above, where |want| itself is the magnitude: for results without cancellation.
@@ -136,8 +147,34 @@ comparison compare(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& 
     comparison result;
     if (!comparing::same_extents(got, want, result)) return result;
     return comparing::compare_elements(
-        got, want, bound, [&](const position<Rank>& at) { return std::abs(element(want, at)); });
+        [&](const position<Rank>& at) { return load<std::remove_const_t<S>>(element(got, at)); },
+        {epsilon_of<T>(), smallest_step_of<T>()}, want, bound,
+        [&](const position<Rank>& at) { return std::abs(element(want, at)); });
 }
+
+/// The same of results whose type is data.
+/// @{
+template <class Void, class S, class M, std::size_t Rank>
+comparison compare(const basic_tensor_ref<Void, Rank>& got, const tensor_view<S, Rank>& want,
+                   const tensor_view<M, Rank>& magnitude, const error_bound& bound) {
+    comparison result;
+    if (!comparing::same_extents(got, want, result) ||
+        !comparing::same_extents(magnitude, want, result))
+        return result;
+    return comparing::compare_elements(
+        [&](const position<Rank>& at) { return element(got, at); }, precision_of(got.type()), want,
+        bound, [&](const position<Rank>& at) { return element(magnitude, at); });
+}
+template <class Void, class S, std::size_t Rank>
+comparison compare(const basic_tensor_ref<Void, Rank>& got, const tensor_view<S, Rank>& want,
+                   const error_bound& bound) {
+    comparison result;
+    if (!comparing::same_extents(got, want, result)) return result;
+    return comparing::compare_elements(
+        [&](const position<Rank>& at) { return element(got, at); }, precision_of(got.type()), want,
+        bound, [&](const position<Rank>& at) { return std::abs(element(want, at)); });
+}
+/// @}
 
 /// True if both hold the same bits. NaN is refused even then: two kernels that fail in the same way
 /// prove nothing.
@@ -152,13 +189,44 @@ comparison compare_bitwise(const tensor_view<T, Rank>& got, const tensor_view<S,
         const T& g = element(got, at);
         const S& w = element(want, at);
         const bool same_bits = std::memcmp(&g, &w, sizeof(T)) == 0;
-        if (same_bits && std::equal_to<T>{}(g, w)) return;
+        if (same_bits && is_exactly(load<double>(g), load<double>(w))) return;
         result.worst_ratio = std::numeric_limits<double>::infinity();
         if (failures++ == 0) {
             std::ostringstream text;
             text.precision(17);
             text << "at " << to_text(at) << ": got " << load<double>(g) << ", want "
                  << load<double>(w) << (same_bits ? " (NaN)" : ", other bits");
+            result.message = text.str();
+        }
+    });
+    return comparing::finish(result, failures);
+}
+
+/// The same of tensors whose type is data, which must be equal.
+template <class V, class W, std::size_t Rank>
+comparison compare_bitwise(const basic_tensor_ref<V, Rank>& got,
+                           const basic_tensor_ref<W, Rank>& want) {
+    comparison result;
+    if (!comparing::same_extents(got, want, result)) return result;
+    if (got.type() != want.type()) {
+        result.message =
+            std::string(name_of(got.type())) + " compared with " + name_of(want.type());
+        return result;
+    }
+    std::size_t failures = 0;
+    for_each_position(want.extents(), [&](const position<Rank>& at) {
+        ++result.compared;
+        const double g = element(got, at);
+        const double w = element(want, at);
+        const bool same_bits =
+            std::memcmp(address_of(got, at), address_of(want, at), size_of(got.type())) == 0;
+        if (same_bits && is_exactly(g, w)) return;
+        result.worst_ratio = std::numeric_limits<double>::infinity();
+        if (failures++ == 0) {
+            std::ostringstream text;
+            text.precision(17);
+            text << "at " << to_text(at) << ": got " << g << ", want " << w
+                 << (same_bits ? " (NaN)" : ", other bits");
             result.message = text.str();
         }
     });

@@ -11,14 +11,13 @@
 
 #include <mhr/mhr.hpp>
 
-#include "support/guarded_buffer.hpp"
+#include "support/guarded_tensor.hpp"
 #include "support/random_tensor.hpp"
 
 /// \file
 /// Every kernel of the library with arguments of its own, to be called one by one: for what has to
-/// hold of all of them. CMakeLists.txt sees to it that a new one is added here: it looks for calls
-/// of all functions of routing/, mixing/, adapters/ and analysis/ that take an executor or are
-/// called *_forward or *_backward.
+/// hold of all of them. The test `structure` sees to it that a new one is added here: it looks for
+/// calls of all functions that take an executor, and of all *_forward and *_backward.
 
 namespace mhr::test {
 
@@ -31,17 +30,15 @@ struct kernel {
 
 /// Layers of a model with rows of four tasks and of none, so large that their work comes in several
 /// parts, and so odd that vectors, tiles and blocks do not come out even. Activations, modules and
-/// logits are stored as `T`, and gradients of what is trained as its accumulator type.
+/// logits are of the type `stored`, and what is trained has gradients in f32.
 ///
 /// The kernels build upon each other: they are to be called in their order.
-template <class T>
 class every_kernel {
-    using A = accumulator_t<T>;
-
   public:
-    explicit every_kernel(layout of_rows = layout::row_major, layout of_modules = layout::row_major,
+    explicit every_kernel(element_type stored, layout of_rows = layout::row_major,
+                          layout of_modules = layout::row_major,
                           layout of_gradients = layout::row_major)
-        : of_rows_(of_rows), of_modules_(of_modules), of_gradients_(of_gradients) {
+        : stored_(stored), of_rows_(of_rows), of_modules_(of_modules), of_gradients_(of_gradients) {
         // One task has most of the rows, one a single one.
         random_source random(1);
         std::vector<int> tasks;
@@ -52,26 +49,26 @@ class every_kernel {
         for (index_t row : {1, 20})
             tasks[static_cast<std::size_t>(row)] = 3;
         plan_.assign_rows(tensor_view<const int, 1>(tasks.data(), {rows}));
-        x_ = make<T, 2>({rows, in}, of_rows_);
-        d_y_ = make<T, 2>({rows, out}, of_rows_);
-        y_ = make<T, 2>({rows, out}, of_rows_);
-        d_x_ = make<A, 2>({rows, in}, of_gradients_);
-        inventory_ = {make<T, 4>({heads, modules, in_block, rank}, of_modules_),
-                      make<T, 4>({heads, modules, rank, out_block}, of_modules_)};
-        d_inventory_ = {make<A, 4>({heads, modules, in_block, rank}, of_gradients_),
-                        make<A, 4>({heads, modules, rank, out_block}, of_gradients_)};
-        weights_ = make<A, 3>({plan_.entries(), heads, modules}, of_gradients_, 0, 1);
-        d_weights_ = make<A, 3>({plan_.entries(), heads, modules}, of_gradients_);
+        x_ = make<2>(stored_, {rows, in}, of_rows_);
+        d_y_ = make<2>(stored_, {rows, out}, of_rows_);
+        y_ = make<2>(stored_, {rows, out}, of_rows_);
+        d_x_ = make_gradient<2>({rows, in});
+        a_ = make<4>(stored_, {heads, modules, in_block, rank}, of_modules_);
+        b_ = make<4>(stored_, {heads, modules, rank, out_block}, of_modules_);
+        d_a_ = make_gradient<4>({heads, modules, in_block, rank});
+        d_b_ = make_gradient<4>({heads, modules, rank, out_block});
+        weights_ =
+            make<3>(element_type::f32, {plan_.entries(), heads, modules}, of_gradients_, 0, 1);
+        d_weights_ = make_gradient<3>({plan_.entries(), heads, modules});
         add_routers();
         add_mixing();
         add_lora();
         add_routed_lora();
-        add_halves();
         add_output_mixed_lora();
         add_ia3();
         add_merging();
         add_library();
-        add_analysis();
+        add_training();
     }
 
     every_kernel(const every_kernel&) = delete; // kernels point into it
@@ -90,100 +87,95 @@ class every_kernel {
     static constexpr index_t in_block = 261, in = heads * in_block;
     static constexpr index_t out_block = 130, out = heads * out_block;
     static constexpr double scale = -0.75;
-    static constexpr lora_shape shape{heads, modules, in, out, rank};
-    // One head of few modules, for what mixes outputs.
-    static constexpr lora_shape library_shape{1, 3, in, out, rank};
 
     /// A tensor of this object, full of random numbers.
-    template <class U, std::size_t Rank>
-    tensor_view<U, Rank> make(const std::array<index_t, Rank>& extents, layout order,
-                              double low = -1, double high = 1) {
-        const auto buffer = std::make_shared<guarded_buffer<U, Rank>>(extents, order);
-        random_source(tensors_.size()).fill(buffer->view(), low, high);
-        memory_.push_back(buffer);
-        watch(buffer->view());
-        return buffer->view();
+    template <std::size_t Rank>
+    tensor_ref<Rank> make(element_type type, const std::array<index_t, Rank>& extents, layout order,
+                          double low = -1, double high = 1) {
+        const auto memory = std::make_shared<guarded_tensor<Rank>>(type, extents, order);
+        memory->fill(random_source(tensors_.size()), low, high);
+        memory_.push_back(memory);
+        watch(memory->ref());
+        return memory->ref();
     }
     /// Makes a tensor one of those whose bits are told.
-    template <class U, std::size_t Rank>
-    void watch(const tensor_view<U, Rank>& view) {
-        tensors_.push_back([view] {
+    template <std::size_t Rank>
+    void watch(const tensor_ref<Rank>& tensor) {
+        tensors_.push_back([tensor] {
             std::vector<std::byte> bits;
-            const auto append = [&](const U* from, index_t count) {
-                const auto* const bytes = reinterpret_cast<const std::byte*>(from);
-                bits.insert(bits.end(), bytes, bytes + static_cast<std::size_t>(count) * sizeof(U));
+            const auto append = [&](const void* from, std::size_t count) {
+                const auto* const bytes = static_cast<const std::byte*>(from);
+                bits.insert(bits.end(), bytes, bytes + count);
             };
-            if (view.is_contiguous())
-                append(view.data(), view.size());
+            const std::size_t size = size_of(tensor.type());
+            if (tensor.is_contiguous())
+                append(tensor.data(), static_cast<std::size_t>(tensor.size()) * size);
             else
-                for_each_position(view.extents(),
-                                  [&](const position<Rank>& at) { append(&element(view, at), 1); });
+                for_each_position(tensor.extents(), [&](const position<Rank>& at) {
+                    append(address_of(tensor, at), size);
+                });
             return bits;
         });
     }
     template <std::size_t Rank>
-    tensor_view<A, Rank> make_gradient(const std::array<index_t, Rank>& extents) {
-        return make<A, Rank>(extents, of_gradients_);
+    tensor_ref<Rank> make_gradient(const std::array<index_t, Rank>& extents) {
+        return make<Rank>(element_type::f32, extents, of_gradients_);
     }
     workspace make_memory(std::size_t bytes) {
         const auto memory = std::make_shared<owned_workspace>(bytes);
         memory_.push_back(memory);
         return *memory;
     }
-    routed_lora_state<A> make_state() {
-        workspace memory = make_memory(routed_lora_state_size<A>(plan_, shape));
-        const auto state = take_routed_lora_state<A>(memory, plan_, shape);
-        watch(state.mixed.a);
-        watch(state.mixed.b);
-        watch(state.hidden);
-        return state;
-    }
+    [[nodiscard]] batch on(executor_ref executor) const { return {plan_, executor}; }
+    [[nodiscard]] routed_lora layer() const { return {a_, b_, weights_, scale}; }
 
-    template <class F>
-    void add_one_phase(std::string name, F&& call) {
-        kernels_.push_back({std::move(name), true, std::forward<F>(call)});
+    template <class Call>
+    void add_one_phase(std::string name, Call&& call) {
+        kernels_.push_back({std::move(name), true, std::forward<Call>(call)});
     }
-    template <class F>
-    void add(std::string name, F&& call) {
-        kernels_.push_back({std::move(name), false, std::forward<F>(call)});
+    template <class Call>
+    void add(std::string name, Call&& call) {
+        kernels_.push_back({std::move(name), false, std::forward<Call>(call)});
     }
 
     void add_routers() {
-        const auto logits = make<T, 3>({table_tasks, heads, modules}, of_modules_, -4, 4);
+        const auto logits = make<3>(stored_, {table_tasks, heads, modules}, of_modules_, -4, 4);
         const auto d_logits = make_gradient<3>({table_tasks, heads, modules});
         const auto extents = weights_.extents();
-        const auto uniforms = make<A, 3>(extents, of_gradients_, 0.05, 0.95);
+        const auto uniforms = make<3>(element_type::f32, extents, of_gradients_, 0.05, 0.95);
         const routing_rule training{
-            shared_module_gate{dropout_gate{gumbel_sigmoid_gate{uniforms, 0.75}, uniforms, 0.25}},
+            shared_module_gate{
+                dropout_gate{gumbel_sigmoid_gate{uniforms, 0.75}, uniforms.as<float>(), 0.25}},
             average_correction_normaliser{}, 0.5};
         const routing_rule experts{noisy_gate{identity_gate{}, uniforms}, softmax_normaliser{3}};
         const routing_rule lengths{identity_gate{}, l2_normaliser{}};
         const routing_rule discrete{straight_through_gate{}};
         const routing_rule evaluation{sigmoid_gate{}}; // last: its weights are those of the layers
         const auto add_rule = [&](const char* name, const auto& rule) {
-            add_one_phase(std::string("router_forward, ") + name, [=, &all = *this](auto executor) {
-                router_forward(executor, logits, all.plan_.tasks(), rule, all.weights_);
-            });
+            add_one_phase(
+                std::string("router_forward, ") + name, [=, &all = *this](executor_ref executor) {
+                    router_forward(executor, logits, all.plan_.tasks(), rule, all.weights_);
+                });
             add_one_phase(std::string("router_backward, ") + name,
-                          [=, &all = *this](auto executor) {
+                          [=, &all = *this](executor_ref executor) {
                               router_backward(executor, logits, all.plan_.tasks(), rule,
                                               all.d_weights_, d_logits);
                           });
         };
         const auto others = make_gradient<3>(extents);
-        add_one_phase("private_router_forward", [=, &all = *this](auto executor) {
+        add_one_phase("private_router_forward", [=, &all = *this](executor_ref executor) {
             private_router_forward(executor, all.plan_.tasks(), others);
         });
         add_one_phase("average_router_forward",
-                      [=](auto executor) { average_router_forward(executor, others); });
-        add_one_phase("given_router_forward", [=, &all = *this](auto executor) {
+                      [=](executor_ref executor) { average_router_forward(executor, others); });
+        add_one_phase("given_router_forward", [=, &all = *this](executor_ref executor) {
             given_router_forward(executor, logits, all.plan_.tasks(), others);
         });
-        add_one_phase("given_router_backward", [=, &all = *this](auto executor) {
+        add_one_phase("given_router_backward", [=, &all = *this](executor_ref executor) {
             given_router_backward(executor, all.plan_.tasks(), all.d_weights_, d_logits);
         });
         const auto memory = make_memory(indian_buffet_prior_workspace_size(table_tasks));
-        const auto prior = make<double, 1>({1}, layout::row_major);
+        const auto prior = make_number();
         add("indian_buffet_prior_forward",
             [=](executor_ref) { prior(0) = indian_buffet_prior_forward(logits, 3, memory); });
         add("indian_buffet_prior_backward",
@@ -194,258 +186,258 @@ class every_kernel {
         add_rule("discrete", discrete);
         add_rule("evaluation", evaluation);
     }
+    tensor_view<double, 1> make_number() {
+        return make<1>(element_type::f64, {1}, layout::row_major).as<double>();
+    }
 
     void add_mixing() {
         const auto mixed = make_gradient<4>({plan_.entries(), heads, in_block, rank});
         const auto average = make_gradient<3>({heads, in_block, rank});
-        add_one_phase("mix_forward", [=, &all = *this](auto executor) {
-            mix_forward(executor, all.weights_, all.inventory_.a, mixed);
+        add_one_phase("mix_forward", [=, &all = *this](executor_ref executor) {
+            mix_forward(executor, all.weights_, all.a_, mixed);
         });
-        add_one_phase("mix_backward", [=, &all = *this](auto executor) {
-            mix_backward(executor, all.weights_, all.inventory_.a, mixed, all.d_inventory_.a,
-                         all.d_weights_);
+        add_one_phase("mix_backward", [=, &all = *this](executor_ref executor) {
+            mix_backward(executor, all.weights_, all.a_, mixed, {all.d_a_, all.d_weights_});
         });
-        add_one_phase("average_forward", [=, &all = *this](auto executor) {
-            average_forward(executor, all.inventory_.a, average);
+        add_one_phase("average_forward", [=, &all = *this](executor_ref executor) {
+            average_forward(executor, all.a_, average);
         });
-        add_one_phase("average_backward", [=, &all = *this](auto executor) {
-            average_backward(executor, average, all.d_inventory_.a);
+        add_one_phase("average_backward", [=, &all = *this](executor_ref executor) {
+            average_backward(executor, average, all.d_a_);
         });
     }
 
     void add_lora() {
         const index_t entries = plan_.entries();
-        const lora_batch<A> adapters{make_gradient<3>({entries, in, rank}),
-                                     make_gradient<3>({entries, rank, out})};
-        const lora_batch<A> d_adapters{make_gradient<3>({entries, in, rank}),
-                                       make_gradient<3>({entries, rank, out})};
-        const lora<A> average{make_gradient<2>({in, rank}), make_gradient<2>({rank, out})};
-        const auto hidden = make_gradient<2>({rows, rank});
-        const auto d_hidden = make_gradient<2>({rows, rank});
-        const workspace memory = make_memory(lora_backward_workspace_size<A>(plan_, in, out, rank));
-        add_one_phase("mix_lora_forward", [=, &all = *this](auto executor) {
-            mix_lora_forward(executor, all.weights_, all.inventory_, adapters);
+        const stacked_lora_matrices adapters{make_gradient<3>({entries, in, rank}),
+                                             make_gradient<3>({entries, rank, out})};
+        const stacked_lora_matrices d_adapters{make_gradient<3>({entries, in, rank}),
+                                               make_gradient<3>({entries, rank, out})};
+        const lora_matrices average{make_gradient<2>({in, rank}), make_gradient<2>({rank, out})};
+        const lora_list list(adapters.a, adapters.b, scale);
+        const lora_state state{make_gradient<2>({rows, rank})};
+        const workspace memory = make_memory(lora_backward_workspace_size(on({}), list));
+        add_one_phase("mix_lora_forward", [=, &all = *this](executor_ref executor) {
+            mix_lora_forward(executor, all.weights_, {all.a_, all.b_}, adapters);
         });
-        add_one_phase("lora_forward", [=, &all = *this](auto executor) {
-            lora_forward(executor, all.plan_, all.x_, adapters, scale, all.y_, hidden);
+        add_one_phase("lora_forward", [=, &all = *this](executor_ref executor) {
+            lora_forward(all.on(executor), list, all.x_, all.y_, state);
         });
-        add("lora_backward", [=, &all = *this](auto executor) {
-            lora_backward(executor, all.plan_, all.x_, adapters, scale, hidden, all.d_y_, all.d_x_,
-                          d_adapters, memory);
+        add("lora_backward", [=, &all = *this](executor_ref executor) {
+            lora_backward(all.on(executor), list, all.x_, all.d_y_, state, {all.d_x_, d_adapters},
+                          memory);
         });
-        add_one_phase("mix_lora_backward", [=, &all = *this](auto executor) {
-            mix_lora_backward(executor, all.weights_, all.inventory_, d_adapters, all.d_inventory_,
-                              all.d_weights_);
+        add_one_phase("mix_lora_backward", [=, &all = *this](executor_ref executor) {
+            mix_lora_backward(executor, all.weights_, {all.a_, all.b_}, d_adapters.a, d_adapters.b,
+                              {all.d_a_, all.d_b_, all.d_weights_});
         });
-        add_one_phase("lora_project_forward", [=, &all = *this](auto executor) {
-            lora_project_forward(executor, all.plan_, all.x_, adapters, hidden);
+        add_one_phase("average_lora_forward", [=, &all = *this](executor_ref executor) {
+            average_lora_forward(executor, {all.a_, all.b_}, average);
         });
-        add_one_phase("lora_expand_forward", [=, &all = *this](auto executor) {
-            lora_expand_forward(executor, all.plan_, hidden, adapters, scale, all.y_);
+        add_one_phase("average_lora_backward", [=, &all = *this](executor_ref executor) {
+            average_lora_backward(executor, average.a, average.b, {all.d_a_, all.d_b_});
         });
-        add("lora_expand_backward", [=, &all = *this](auto executor) {
-            lora_expand_backward(executor, all.plan_, hidden, adapters, scale, all.d_y_, d_hidden,
-                                 d_adapters, memory);
+        add_shared_adapters();
+    }
+    /// Adapters of two ranks, which four entries share, as ranks of a tensor-parallel host call
+    /// them.
+    void add_shared_adapters() {
+        struct shared {
+            std::array<lora, 2> adapters{};
+            std::array<lora_matrices, 2> gradients{};
+            std::array<index_t, 4> of_entry{1, 0, 1, 1};
+        };
+        const auto both = std::make_shared<shared>();
+        for (std::size_t i = 0; i < 2; ++i) {
+            const index_t own_rank = rank - 5 * static_cast<index_t>(i);
+            both->adapters[i] = {make<2>(stored_, {in, own_rank}, of_modules_),
+                                 make<2>(stored_, {own_rank, out}, of_modules_), scale};
+            both->gradients[i] = {make_gradient<2>({in, own_rank}),
+                                  make_gradient<2>({own_rank, out})};
+        }
+        const lora_list list(both->adapters.data(), 2, {both->of_entry.data(), {4}});
+        const lora_state state{make<2>(element_type::f32, {rows, rank}, layout::row_major)};
+        const workspace memory = make_memory(lora_backward_workspace_size(on({}), list));
+        add("lora_forward, shared adapters and ranks", [=, &all = *this](executor_ref executor) {
+            const auto sum = [](const tensor_ref<2>&) {};
+            lora_forward({all.plan_, executor, sum}, list, all.x_, all.y_, state);
         });
-        add("lora_project_backward", [=, &all = *this](auto executor) {
-            lora_project_backward(executor, all.plan_, all.x_, adapters, d_hidden, all.d_x_,
-                                  d_adapters, memory);
-        });
-        add_one_phase("average_lora_forward", [=, &all = *this](auto executor) {
-            average_lora_forward(executor, all.inventory_, average);
-        });
-        add_one_phase("average_lora_backward", [=, &all = *this](auto executor) {
-            average_lora_backward(executor, average, all.d_inventory_);
+        add("lora_backward, shared adapters and ranks", [=, &all = *this](executor_ref executor) {
+            const auto sum = [](const tensor_ref<2>&) {};
+            lora_backward({all.plan_, executor, sum}, list, all.x_, all.d_y_, state,
+                          {all.d_x_, {both->gradients.data(), 2}}, memory);
         });
     }
 
     void add_routed_lora() {
-        const auto state = make_state();
-        const workspace memory = make_memory(routed_lora_backward_workspace_size<A>(plan_, shape));
-        add("routed_lora_forward", [=, &all = *this](auto executor) {
-            routed_lora_forward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
-                                all.y_, state);
+        workspace taken = make_memory(routed_lora_state_size(on({}), layer()));
+        const auto state = take_routed_lora_state(taken, on({}), layer());
+        watch(state.mixed.a);
+        watch(state.mixed.b);
+        watch(state.hidden);
+        const workspace memory = make_memory(routed_lora_backward_workspace_size(on({}), layer()));
+        add("routed_lora_forward", [=, &all = *this](executor_ref executor) {
+            routed_lora_forward(all.on(executor), all.layer(), all.x_, all.y_, state);
         });
-        add("routed_lora_backward", [=, &all = *this](auto executor) {
-            routed_lora_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
-                                 state, all.d_y_, all.d_x_, all.d_inventory_, all.d_weights_,
-                                 memory);
+        add("routed_lora_backward", [=, &all = *this](executor_ref executor) {
+            routed_lora_backward(all.on(executor), all.layer(), all.x_, all.d_y_, state,
+                                 {all.d_x_, all.d_a_, all.d_b_, all.d_weights_}, memory);
         });
-        add("routed_lora_backward, routing alone", [=, &all = *this](auto executor) {
-            routed_lora_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_, scale,
-                                 state, all.d_y_, {}, {}, all.d_weights_, memory);
+        add("routed_lora_backward, routing alone", [=, &all = *this](executor_ref executor) {
+            routed_lora_backward(all.on(executor), all.layer(), all.x_, all.d_y_, state,
+                                 {{}, {}, {}, all.d_weights_}, memory);
         });
-        const auto cache = std::make_shared<mixed_lora_cache<A>>(shape, plan_.entries() + 1);
-        const auto hidden = make_gradient<2>({rows, rank});
-        add("mixed_lora_cache::get", [=, &all = *this](auto executor) {
-            lora_forward(executor, all.plan_, all.x_,
-                         cache->get(executor, all.plan_, all.weights_, all.inventory_, 1), scale,
+        const auto cache =
+            std::make_shared<mixed_lora_cache>(shape_of(layer().inventory()), plan_.entries() + 1);
+        const lora_state hidden{make_gradient<2>({rows, rank})};
+        add("mixed_lora_cache::get", [=, &all = *this](executor_ref executor) {
+            lora_forward(all.on(executor), cache->get(all.on(executor), all.layer(), 1), all.x_,
                          all.y_, hidden);
         });
     }
 
-    void add_halves() {
-        const auto state = make_state();
-        const auto d_hidden = make_gradient<2>({rows, rank});
-        const workspace memory = make_memory(routed_lora_halves_workspace_size<A>(plan_, shape));
-        add("routed_lora_project_forward", [=, &all = *this](auto executor) {
-            routed_lora_project_forward(executor, all.plan_, all.x_, all.inventory_, all.weights_,
-                                        state);
-        });
-        add("routed_lora_expand_forward", [=, &all = *this](auto executor) {
-            routed_lora_expand_forward(executor, all.plan_, all.inventory_, all.weights_, scale,
-                                       all.y_, state);
-        });
-        add("routed_lora_expand_backward", [=, &all = *this](auto executor) {
-            routed_lora_expand_backward(executor, all.plan_, all.inventory_, all.weights_, scale,
-                                        state, all.d_y_, d_hidden, all.d_inventory_, all.d_weights_,
-                                        memory);
-        });
-        add("routed_lora_project_backward", [=, &all = *this](auto executor) {
-            routed_lora_project_backward(executor, all.plan_, all.x_, all.inventory_, all.weights_,
-                                         state, d_hidden, all.d_x_, all.d_inventory_,
-                                         all.d_weights_, memory);
-        });
-    }
-
     void add_output_mixed_lora() {
-        const index_t of_library = library_shape.modules;
-        const lora_inventory<T> library{make<T, 4>({1, of_library, in, rank}, of_modules_),
-                                        make<T, 4>({1, of_library, rank, out}, of_modules_)};
-        const lora_inventory<A> d_library{make_gradient<4>({1, of_library, in, rank}),
-                                          make_gradient<4>({1, of_library, rank, out})};
-        const auto weights = make<A, 3>({plan_.entries(), 1, of_library}, of_gradients_);
+        constexpr index_t of_library = 3; // one head of few modules
+        const auto weights =
+            make<3>(element_type::f32, {plan_.entries(), 1, of_library}, of_gradients_);
+        set_element(weights, {1, 0, 1}, 0);
+        const routed_lora library{make<4>(stored_, {1, of_library, in, rank}, of_modules_),
+                                  make<4>(stored_, {1, of_library, rank, out}, of_modules_),
+                                  weights, scale};
+        const auto d_a = make_gradient<4>({1, of_library, in, rank});
+        const auto d_b = make_gradient<4>({1, of_library, rank, out});
         const auto d_weights = make_gradient<3>({plan_.entries(), 1, of_library});
-        weights(1, 0, 1) = 0;
-        const auto hidden = make_gradient<3>({rows, of_library, rank});
+        const output_mixed_lora_state state{make_gradient<3>({rows, of_library, rank})};
         const workspace memory =
-            make_memory(output_mixed_lora_backward_workspace_size<A>(plan_, library_shape));
-        add_one_phase("output_mixed_lora_forward", [=, &all = *this](auto executor) {
-            output_mixed_lora_forward(executor, all.plan_, all.x_, library, weights, scale, all.y_,
-                                      hidden);
+            make_memory(output_mixed_lora_backward_workspace_size(on({}), library));
+        add_one_phase("output_mixed_lora_forward", [=, &all = *this](executor_ref executor) {
+            output_mixed_lora_forward(all.on(executor), library, all.x_, all.y_, state);
         });
-        add("output_mixed_lora_backward", [=, &all = *this](auto executor) {
-            output_mixed_lora_backward(executor, all.plan_, all.x_, library, weights, scale, hidden,
-                                       all.d_y_, all.d_x_, d_library, d_weights, memory);
+        add("output_mixed_lora_backward", [=, &all = *this](executor_ref executor) {
+            output_mixed_lora_backward(all.on(executor), library, all.x_, all.d_y_, state,
+                                       {all.d_x_, d_a, d_b, d_weights}, memory);
         });
     }
 
     void add_ia3() {
-        const auto inventory = make<T, 3>({heads, modules, in_block}, of_modules_);
+        const auto inventory = make<3>(stored_, {heads, modules, in_block}, of_modules_);
         const auto d_inventory = make_gradient<3>({heads, modules, in_block});
         const auto scales = make_gradient<2>({plan_.entries(), in});
         const auto d_scales = make_gradient<2>({plan_.entries(), in});
         const auto average = make_gradient<1>({in});
-        const auto y = make<T, 2>({rows, in}, of_rows_);
-        const auto routed_y = make<T, 2>({rows, in}, of_rows_);
-        const auto state = make_gradient<2>({plan_.entries(), in});
-        const auto d_y = make<T, 2>({rows, in}, of_rows_);
-        const workspace memory = make_memory(routed_ia3_backward_workspace_size<A>(plan_, in));
-        add_one_phase("mix_ia3_forward", [=, &all = *this](auto executor) {
+        const auto y = make<2>(stored_, {rows, in}, of_rows_);
+        const auto routed_y = make<2>(stored_, {rows, in}, of_rows_);
+        const routed_ia3_state state{make_gradient<2>({plan_.entries(), in})};
+        const auto d_y = make<2>(stored_, {rows, in}, of_rows_);
+        const routed_ia3 routed{inventory, weights_};
+        const workspace memory = make_memory(routed_ia3_backward_workspace_size(on({}), routed));
+        add_one_phase("mix_ia3_forward", [=, &all = *this](executor_ref executor) {
             mix_ia3_forward(executor, all.weights_, inventory, scales);
         });
-        add_one_phase("mix_ia3_backward", [=, &all = *this](auto executor) {
-            mix_ia3_backward(executor, all.weights_, inventory, d_scales, d_inventory,
-                             all.d_weights_);
+        add_one_phase("mix_ia3_backward", [=, &all = *this](executor_ref executor) {
+            mix_ia3_backward(executor, all.weights_, inventory, d_scales,
+                             {d_inventory, all.d_weights_});
         });
-        add_one_phase("ia3_forward", [=, &all = *this](auto executor) {
-            ia3_forward(executor, all.plan_, all.x_, scales, y);
+        add_one_phase("ia3_forward", [=, &all = *this](executor_ref executor) {
+            ia3_forward(all.on(executor), {scales}, all.x_, y);
         });
-        add_one_phase("ia3_backward", [=, &all = *this](auto executor) {
-            ia3_backward(executor, all.plan_, all.x_, scales, d_y, all.d_x_, d_scales);
+        add_one_phase("ia3_backward", [=, &all = *this](executor_ref executor) {
+            ia3_backward(all.on(executor), {scales}, all.x_, d_y, {all.d_x_, d_scales});
         });
-        add_one_phase("average_ia3_forward",
-                      [=](auto executor) { average_ia3_forward(executor, inventory, average); });
-        add_one_phase("average_ia3_backward",
-                      [=](auto executor) { average_ia3_backward(executor, average, d_inventory); });
-        add("routed_ia3_forward", [=, &all = *this](auto executor) {
-            routed_ia3_forward(executor, all.plan_, all.x_, inventory, all.weights_, routed_y,
-                               state);
+        add_one_phase("average_ia3_forward", [=](executor_ref executor) {
+            average_ia3_forward(executor, inventory, average);
         });
-        add("routed_ia3_backward", [=, &all = *this](auto executor) {
-            routed_ia3_backward(executor, all.plan_, all.x_, inventory, all.weights_, state, d_y,
-                                all.d_x_, d_inventory, all.d_weights_, memory);
+        add_one_phase("average_ia3_backward", [=](executor_ref executor) {
+            average_ia3_backward(executor, average, d_inventory);
+        });
+        add("routed_ia3_forward", [=, &all = *this](executor_ref executor) {
+            routed_ia3_forward(all.on(executor), routed, all.x_, routed_y, state);
+        });
+        add("routed_ia3_backward", [=, &all = *this](executor_ref executor) {
+            routed_ia3_backward(all.on(executor), routed, all.x_, d_y, state,
+                                {all.d_x_, d_inventory, all.d_weights_}, memory);
         });
     }
 
     void add_merging() {
-        const lora<T> adapter{inventory_.a.slice(0, 0).slice(0, 1),
-                              inventory_.b.slice(0, 0).slice(0, 1)};
-        const auto weight = make<T, 2>({out_block, in_block}, of_modules_);
-        const auto bias = make<T, 1>({out_block}, of_modules_);
-        const auto scales = make<A, 1>({out_block}, of_modules_, 0.5, 1.5);
+        const lora adapter{a_.slice(0, 0).slice(0, 1), b_.slice(0, 0).slice(0, 1), scale};
+        const lora half{adapter.a, adapter.b, scale / 2};
+        const auto weight = make<2>(stored_, {out_block, in_block}, of_modules_);
+        const auto bias = make<1>(stored_, {out_block}, of_modules_);
+        const auto scales = make<1>(element_type::f32, {out_block}, of_modules_, 0.5, 1.5);
         add_one_phase("merge_lora",
-                      [=](auto executor) { merge_lora(executor, adapter, scale, weight); });
+                      [=](executor_ref executor) { merge_lora(executor, adapter, weight); });
         add_one_phase("unmerge_lora",
-                      [=](auto executor) { unmerge_lora(executor, adapter, scale / 2, weight); });
+                      [=](executor_ref executor) { unmerge_lora(executor, half, weight); });
         add_one_phase("merge_ia3",
-                      [=](auto executor) { merge_ia3(executor, scales, weight, bias); });
+                      [=](executor_ref executor) { merge_ia3(executor, scales, weight, bias); });
         add_one_phase("unmerge_ia3",
-                      [=](auto executor) { unmerge_ia3(executor, scales, weight, bias); });
+                      [=](executor_ref executor) { unmerge_ia3(executor, scales, weight, bias); });
     }
 
     void add_library() {
         // Of two ranks, as what is gathered may be.
-        const auto adapters = std::make_shared<std::array<lora<T>, 2>>();
+        const auto adapters = std::make_shared<std::array<lora, 2>>();
         for (index_t i : {0, 1})
             (*adapters)[static_cast<std::size_t>(i)] = {
-                inventory_.a.slice(0, 0).slice(0, i).block(1, 0, rank - i),
-                inventory_.b.slice(0, 0).slice(0, i).block(0, 0, rank - i)};
-        const lora_batch<T> pool{make<T, 3>({2, in_block, rank}, of_modules_),
-                                 make<T, 3>({2, rank, out_block}, of_modules_)};
-        add_one_phase("gather_lora_library", [=](auto executor) {
-            const std::array<double, 2> factors{0.5, 2};
-            gather_lora_library(executor, tensor_view<const lora<T>, 1>(adapters->data(), {2}),
-                                tensor_view<const double, 1>(factors.data(), {2}), pool);
+                a_.slice(0, 0).slice(0, i).block(1, 0, rank - i),
+                b_.slice(0, 0).slice(0, i).block(0, 0, rank - i), i == 0 ? 0.5 : 2};
+        const stacked_lora_matrices pool{make<3>(stored_, {2, in_block, rank}, of_modules_),
+                                         make<3>(stored_, {2, rank, out_block}, of_modules_)};
+        add_one_phase("gather_lora_library", [=](executor_ref executor) {
+            gather_lora_library(executor, {adapters->data(), {2}}, pool);
         });
     }
 
-    void add_analysis() {
+    void add_training() {
         // More tasks than a tile has.
         constexpr index_t tasks = 11;
-        const auto gram = make<double, 2>({tasks, tasks}, of_gradients_, 0, 0);
-        const auto similarity = make<double, 2>({tasks, tasks}, of_gradients_);
-        const auto weights = make<A, 3>({tasks, heads, modules}, of_gradients_, 0, 1);
+        const auto gram =
+            make<2>(element_type::f64, {tasks, tasks}, of_gradients_, 0, 0).as<double>();
+        const auto similarity =
+            make<2>(element_type::f64, {tasks, tasks}, of_gradients_).as<double>();
+        const auto weights =
+            make<3>(element_type::f32, {tasks, heads, modules}, of_gradients_, 0, 1);
         const auto gradients = make_gradient<2>({tasks, 300});
-        const lora_batch<A> d_adapters{make_gradient<3>({tasks, 20, 3}),
-                                       make_gradient<3>({tasks, 3, 10})};
+        const stacked_lora_matrices d_adapters{make_gradient<3>({tasks, 20, 3}),
+                                               make_gradient<3>({tasks, 3, 10})};
         const auto entropy = make_gradient<2>({tasks, heads});
-        const auto numbers = make<double, 1>({4}, layout::row_major);
+        const auto alignment = make_number();
+        const auto active = make_number();
         add_one_phase("gradient_gram",
-                      [=](auto executor) { gradient_gram(executor, gradients, gram); });
-        add_one_phase("lora_gradient_gram",
-                      [=](auto executor) { lora_gradient_gram(executor, d_adapters, gram); });
-        add_one_phase("routed_gradient_gram", [=](auto executor) {
+                      [=](executor_ref executor) { gradient_gram(executor, gradients, gram); });
+        add_one_phase("lora_gradient_gram", [=](executor_ref executor) {
+            lora_gradient_gram(executor, d_adapters, gram);
+        });
+        add_one_phase("routed_gradient_gram", [=](executor_ref executor) {
             routed_gradient_gram(executor, weights, d_adapters.a.split(1, heads), gram);
         });
-        add_one_phase("routed_lora_gradient_gram", [=](auto executor) {
+        add_one_phase("routed_lora_gradient_gram", [=](executor_ref executor) {
             routed_lora_gradient_gram(executor, weights, d_adapters, gram);
         });
         add("gram_cosines and gradient_alignment", [=](executor_ref) {
             gram_cosines(gram, similarity);
-            numbers(0) = gradient_alignment(gram).mean;
+            alignment(0) = gradient_alignment(gram).mean;
         });
         add("task_similarity", [=](executor_ref) { task_similarity(weights, similarity); });
         add("routing_entropy", [=](executor_ref) { routing_entropy(weights, entropy); });
         add("routing_statistics_of", [=](executor_ref) {
             const routing_statistics statistics = routing_statistics_of(weights);
-            numbers(1) = statistics.active_share;
-            numbers(2) = statistics.discreteness;
-            numbers(3) = statistics.efficiency;
+            active(0) =
+                statistics.active_share + 2 * statistics.discreteness + 3 * statistics.efficiency;
         });
     }
 
+    element_type stored_;
     layout of_rows_, of_modules_, of_gradients_;
     std::vector<std::function<std::vector<std::byte>()>> tensors_{};
-    std::vector<std::shared_ptr<void>> memory_{}; // of all views
+    std::vector<std::shared_ptr<void>> memory_{}; // of all tensors
     std::vector<kernel> kernels_{};
     // What most of them have in common.
     batch_plan plan_{};
-    tensor_view<T, 2> x_{}, y_{}, d_y_{};
-    tensor_view<A, 2> d_x_{};
-    tensor_view<A, 3> weights_{}, d_weights_{};
-    lora_inventory<T> inventory_{};
-    lora_inventory<A> d_inventory_{};
+    tensor_ref<2> x_{}, y_{}, d_y_{}, d_x_{};
+    tensor_ref<3> weights_{}, d_weights_{};
+    tensor_ref<4> a_{}, b_{}, d_a_{}, d_b_{};
 };
 
 } // namespace mhr::test

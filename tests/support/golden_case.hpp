@@ -16,9 +16,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include <mhr/core/element_type.hpp>
+#include <mhr/core/sums.hpp>
 #include <mhr/core/tensor_view.hpp>
-#include <mhr/io/dtype.hpp>
-#include <mhr/io/safetensors.hpp>
+#include <mhr/io/safetensors/dtype.hpp>
+#include <mhr/io/safetensors/safetensors_file.hpp>
 
 #include "support/comparison.hpp"
 #include "support/positions.hpp"
@@ -44,15 +46,19 @@ class golden_file {
     [[nodiscard]] tensor<T, Rank> read(const std::string& name) const {
         read_.insert(name);
         const safetensors_tensor& stored = file_.tensor(name);
-        if (dtype_of<T>() != stored.type &&
-            !(std::is_same_v<T, double> && stored.type == dtype::f32))
-            throw std::runtime_error(name + ": not of the type that it is read as");
         if (stored.rank != Rank)
             throw std::runtime_error(name + ": not of rank " + std::to_string(Rank));
         std::array<index_t, Rank> extents;
         std::copy_n(stored.extents.begin(), Rank, extents.begin());
         tensor<T, Rank> result(extents);
-        file_.read(name, result.view());
+        if constexpr (std::is_integral_v<T>) {
+            file_.read_integers(name, result.view());
+        } else {
+            if (to_dtype(element_type_of_v<T>) != stored.type &&
+                !(std::is_same_v<T, double> && stored.type == dtype::f32))
+                throw std::runtime_error(name + ": not of the type that it is read as");
+            file_.read<Rank>(name, result.view());
+        }
         return result;
     }
 
@@ -115,7 +121,7 @@ struct golden_case {
     }
     [[nodiscard]] index_t size(const std::string& key) const {
         const double result = number(key);
-        if (!(result >= 0 && result < 1e9) || !detail::is_exactly(result, std::floor(result)))
+        if (!(result >= 0 && result < 1e9) || !is_exactly(result, std::floor(result)))
             throw std::runtime_error("metadata: " + key + ": no size");
         return static_cast<index_t>(result);
     }
@@ -186,7 +192,7 @@ struct outcome {
         message << name << ": error " << error << ", tolerated " << bound;
         require(want.view().size() > 0, name + ": no values");
         require(error <= bound && std::isfinite(bound), message.str());
-        worst = larger(worst, detail::is_exactly(error, 0) ? 0 : error / bound);
+        worst = larger(worst, is_exactly(error, 0) ? 0 : error / bound);
     }
 
     /// Two ways to the same bits.

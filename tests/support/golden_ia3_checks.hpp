@@ -1,9 +1,9 @@
 #pragma once
 
-#include <mhr/adapters/ia3.hpp>
-#include <mhr/adapters/routed_ia3.hpp>
-#include <mhr/core/executor.hpp>
+#include <mhr/batch/batch.hpp>
 #include <mhr/core/workspace.hpp>
+#include <mhr/ia3/ia3.hpp>
+#include <mhr/ia3/routed_ia3.hpp>
 
 #include "support/golden_case.hpp"
 #include "support/golden_layers.hpp"
@@ -58,15 +58,16 @@ ia3_result<T> run_ia3(const ia3_layer<T>& layer, const batch_plan& plan,
     ia3_result<T> result;
     result.scales = tensor<T, 2>({plan.entries(), features});
     result.y = tensor<T, 2>(host_y.extents());
-    routed_ia3_forward(serial_executor{}, plan, host_y.view(), modules, weights, result.y.view(),
-                       result.scales.view());
+    const batch rows{plan};
+    const routed_ia3 routed{modules, weights};
+    const routed_ia3_state state{result.scales.view()};
+    routed_ia3_forward(rows, routed, host_y.view(), result.y.view(), state);
 
     tensor<T, 2> d_host_y(host_y.extents());
-    owned_workspace scratch(routed_ia3_backward_workspace_size<T>(plan, features));
+    owned_workspace scratch(routed_ia3_backward_workspace_size(rows, routed, element_type_of_v<T>));
     result.d_weights = tensor<T, 3>(weights.extents());
-    routed_ia3_backward(serial_executor{}, plan, host_y.view(), modules, weights,
-                        result.scales.view(), rows_of(layer.d_y), d_host_y.view(), d_modules,
-                        result.d_weights.view(), scratch);
+    routed_ia3_backward(rows, routed, host_y.view(), rows_of(layer.d_y), state,
+                        {d_host_y.view(), d_modules, result.d_weights.view()}, scratch);
     result.d_x = layer.base.backward(d_host_y.const_view());
     result.d_modules = copy_as<T>(exchanged(d_modules));
     return result;
@@ -122,8 +123,7 @@ void check_average_ia3(const golden_case& c, outcome& result) {
     batch_plan plan;
     plan.assign_single_task(host_y.extents()[0]);
     tensor<T, 2> scales({1, host_y.extents()[1]});
-    average_ia3_forward(serial_executor{}, exchanged(layer.modules.view()),
-                        scales.view().slice(0, 0));
+    average_ia3_forward({}, exchanged(layer.modules.view()), scales.view().slice(0, 0));
     const auto of_sequences = c.file.read<T, 2>("scale_mixed");
     for (index_t s = 0; s < of_sequences.extents()[0]; ++s)
         result.compare("scale_mixed of the average", scales.view().slice(0, 0),
@@ -131,14 +131,15 @@ void check_average_ia3(const golden_case& c, outcome& result) {
 
     ia3_result<T> got;
     got.y = tensor<T, 2>(host_y.extents());
-    ia3_forward(serial_executor{}, plan, host_y.view(), scales.view(), got.y.view());
+    const batch rows{plan};
+    const ia3 averaged{scales.view()};
+    ia3_forward(rows, averaged, host_y.view(), got.y.view());
     tensor<T, 2> d_host_y(host_y.extents()), d_scales(scales.extents());
-    ia3_backward(serial_executor{}, plan, host_y.view(), scales.view(), rows_of(layer.d_y),
-                 d_host_y.view(), d_scales.view());
+    ia3_backward(rows, averaged, host_y.view(), rows_of(layer.d_y),
+                 {d_host_y.view(), d_scales.view()});
     got.d_x = layer.base.backward(d_host_y.const_view());
     got.d_modules = tensor<T, 3>(layer.modules.extents());
-    average_ia3_backward(serial_executor{}, d_scales.view().slice(0, 0),
-                         exchanged(got.d_modules.view()));
+    average_ia3_backward({}, d_scales.view().slice(0, 0), exchanged(got.d_modules.view()));
     compare_ia3(c, got, result);
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <numeric>
 
-#include <mhr/adapters/batch_plan.hpp>
+#include <mhr/batch/batch_plan.hpp>
 
 #include "support/golden_case.hpp"
 #include "support/golden_rules.hpp"

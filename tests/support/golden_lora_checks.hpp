@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <array>
 
-#include <mhr/adapters/lora.hpp>
-#include <mhr/adapters/output_mixed_lora.hpp>
-#include <mhr/adapters/routed_lora.hpp>
-#include <mhr/core/executor.hpp>
+#include <mhr/batch/batch.hpp>
+#include <mhr/core/sums.hpp>
 #include <mhr/core/workspace.hpp>
+#include <mhr/lora/output_mixed_lora.hpp>
+#include <mhr/lora/routed_lora.hpp>
 
 #include "support/golden_case.hpp"
 #include "support/golden_layers.hpp"
@@ -31,28 +31,31 @@ class inventory_memory {
         : a_(a), b_(b) {
         T* at_a = a_.values().data();
         T* at_b = b_.values().data();
-        if (order == memory_order::peft)
-            views_ = {{at_a, a}, {at_b, b}};
-        else // a is [modules, heads, in, rank], b [modules, rank, heads, out]
-            views_ = {
-                tensor_view<T, 4>(at_a, {a[1], a[0], a[2], a[3]}).transpose(0, 1),
-                tensor_view<T, 4>(at_b, {b[1], b[2], b[0], b[3]}).transpose(0, 2).transpose(1, 2)};
+        if (order == memory_order::peft) {
+            of_a_ = {at_a, a};
+            of_b_ = {at_b, b};
+        } else { // a is [modules, heads, in, rank], b [modules, rank, heads, out]
+            of_a_ = tensor_view<T, 4>(at_a, {a[1], a[0], a[2], a[3]}).transpose(0, 1);
+            of_b_ =
+                tensor_view<T, 4>(at_b, {b[1], b[2], b[0], b[3]}).transpose(0, 2).transpose(1, 2);
+        }
     }
     inventory_memory(const tensor<T, 4>& a, const tensor<T, 4>& b, memory_order order)
         : inventory_memory(a.extents(), b.extents(), order) {
         const auto same = [](const T& value) { return value; };
-        transform(a.view(), views_.a, same);
-        transform(b.view(), views_.b, same);
+        transform(a.view(), of_a_, same);
+        transform(b.view(), of_b_, same);
     }
     inventory_memory(const inventory_memory&) = delete;
     inventory_memory& operator=(const inventory_memory&) = delete;
 
-    const lora_inventory<T>& view() const { return views_; }
+    const tensor_view<T, 4>& a() const { return of_a_; }
+    const tensor_view<T, 4>& b() const { return of_b_; }
 
   private:
     tensor<T, 4> a_; // of these sizes, whatever the order
     tensor<T, 4> b_;
-    lora_inventory<T> views_;
+    tensor_view<T, 4> of_a_, of_b_;
 };
 
 /// A layer and its inputs. `M` is the storage type of the modules.
@@ -79,30 +82,31 @@ template <class T, class M>
 lora_result<T> run_routed(const lora_layer<T, M>& layer, const batch_plan& plan,
                           const tensor_view<const T, 3>& weights, memory_order order) {
     const inventory_memory<M> inventory(layer.a, layer.b, order);
-    const auto shape = shape_of(inventory.view());
+    const routed_lora routed{inventory.a(), inventory.b(), weights, layer.scale};
+    const batch rows{plan};
+    constexpr element_type sums = element_type_of_v<T>;
     const auto x = rows_of(layer.x);
     lora_result<T> result;
 
-    owned_workspace memory(routed_lora_state_size<T>(plan, shape));
+    owned_workspace memory(routed_lora_state_size(rows, routed, sums));
     workspace state_memory = memory;
-    const auto state = take_routed_lora_state<T>(state_memory, plan, shape);
+    const auto state = take_routed_lora_state(state_memory, rows, routed, sums);
     result.y = layer.base.forward(x);
-    routed_lora_forward(serial_executor{}, plan, x, inventory.view(), weights, layer.scale,
-                        result.y.view(), state);
-    result.mixed_a = copy_as<T>(state.mixed.a);
-    result.mixed_b = copy_as<T>(state.mixed.b);
+    routed_lora_forward(rows, routed, x, result.y.view(), state);
+    result.mixed_a = copy_as<T>(state.mixed.a.template as<T>());
+    result.mixed_b = copy_as<T>(state.mixed.b.template as<T>());
     if (layer.d_y.view().size() == 0) return result;
 
     const auto d_y = rows_of(layer.d_y);
     const inventory_memory<T> d_inventory(layer.a.extents(), layer.b.extents(), order);
-    owned_workspace scratch(routed_lora_backward_workspace_size<T>(plan, shape));
+    owned_workspace scratch(routed_lora_backward_workspace_size(rows, routed, sums));
     result.d_x = layer.base.backward(d_y);
     result.d_weights = tensor<T, 3>(weights.extents());
-    routed_lora_backward(serial_executor{}, plan, x, inventory.view(), weights, layer.scale, state,
-                         d_y, result.d_x.view(), d_inventory.view(), result.d_weights.view(),
-                         scratch);
-    result.d_a = copy_as<T>(d_inventory.view().a);
-    result.d_b = copy_as<T>(d_inventory.view().b);
+    routed_lora_backward(
+        rows, routed, x, d_y, state,
+        {result.d_x.view(), d_inventory.a(), d_inventory.b(), result.d_weights.view()}, scratch);
+    result.d_a = copy_as<T>(d_inventory.a());
+    result.d_b = copy_as<T>(d_inventory.b());
     return result;
 }
 
@@ -112,23 +116,26 @@ lora_result<T> run_output_mixed(const lora_layer<T>& layer, const batch_plan& pl
                                 const tensor_view<const T, 3>& weights, memory_order order) {
     const inventory_memory<T> inventory(layer.a, layer.b, order);
     const inventory_memory<T> d_inventory(layer.a.extents(), layer.b.extents(), order);
-    const auto shape = shape_of(inventory.view());
+    const routed_lora mixed{inventory.a(), inventory.b(), weights, layer.scale};
+    const batch rows{plan};
+    constexpr element_type sums = element_type_of_v<T>;
     const auto x = rows_of(layer.x);
     const auto d_y = rows_of(layer.d_y);
-    tensor<T, 3> hidden({plan.rows(), shape.modules, shape.rank});
+    owned_workspace memory(output_mixed_lora_state_size(rows, mixed, sums));
+    workspace state_memory = memory;
+    const auto state = take_output_mixed_lora_state(state_memory, rows, mixed, sums);
     lora_result<T> result;
     result.y = layer.base.forward(x);
-    output_mixed_lora_forward(serial_executor{}, plan, x, inventory.view(), weights, layer.scale,
-                              result.y.view(), hidden.view());
+    output_mixed_lora_forward(rows, mixed, x, result.y.view(), state);
 
-    owned_workspace scratch(output_mixed_lora_backward_workspace_size<T>(plan, shape));
+    owned_workspace scratch(output_mixed_lora_backward_workspace_size(rows, mixed, sums));
     result.d_x = layer.base.backward(d_y);
     result.d_weights = tensor<T, 3>(weights.extents());
-    output_mixed_lora_backward(serial_executor{}, plan, x, inventory.view(), weights, layer.scale,
-                               hidden.view(), d_y, result.d_x.view(), d_inventory.view(),
-                               result.d_weights.view(), scratch);
-    result.d_a = copy_as<T>(d_inventory.view().a);
-    result.d_b = copy_as<T>(d_inventory.view().b);
+    output_mixed_lora_backward(
+        rows, mixed, x, d_y, state,
+        {result.d_x.view(), d_inventory.a(), d_inventory.b(), result.d_weights.view()}, scratch);
+    result.d_a = copy_as<T>(d_inventory.a());
+    result.d_b = copy_as<T>(d_inventory.b());
     return result;
 }
 
@@ -155,13 +162,12 @@ inline double read_scale(const golden_case& c, outcome& result) {
     const bool has_alpha = c.has("lora_alpha");
     result.require(c.text("scaling_rule") == (has_alpha ? "lora_alpha/rank" : "1/rank"),
                    "another scaling_rule");
-    result.require(detail::is_exactly(scaling, c.number_or("lora_alpha", 1) / c.number("rank")),
+    result.require(is_exactly(scaling, c.number_or("lora_alpha", 1) / c.number("rank")),
                    "scaling: not as its rule says");
     if (!c.has("warmup_factor")) return scaling;
     const double warmup = c.number("warmup_factor");
-    result.require(
-        detail::is_exactly(warmup, std::min(c.number("training_steps_used") / 10000, 1.0)),
-        "warmup_factor: not that of its step");
+    result.require(is_exactly(warmup, std::min(c.number("training_steps_used") / 10000, 1.0)),
+                   "warmup_factor: not that of its step");
     return scaling * warmup;
 }
 
@@ -232,7 +238,7 @@ void check_average_lora(const golden_case& c, outcome& result) {
     const auto want_a = c.file.read<T, 2>("A_average");
     const auto want_b = c.file.read<T, 2>("B_average");
     tensor<T, 2> a(want_a.extents()), b(want_b.extents()), d_a(a.extents()), d_b(b.extents());
-    average_lora_forward(serial_executor{}, inventory.view(), lora<T>{a.view(), b.view()});
+    average_lora_forward({}, {inventory.a(), inventory.b()}, {a.view(), b.view()});
     result.compare("A_average", a.view(), want_a, tolerance);
     result.compare("B_average", b.view(), want_b, tolerance);
 
@@ -250,17 +256,18 @@ void check_average_lora(const golden_case& c, outcome& result) {
 
     const auto x = rows_of(layer.x);
     const auto d_y = rows_of(layer.d_y);
-    const auto adapter = as_batch(lora<T>{a.view(), b.view()});
+    const lora adapter{a.view(), b.view(), layer.scale};
     batch_plan plan;
     plan.assign_single_task(x.extent(0));
+    const batch rows{plan};
     auto y = layer.base.forward(x);
     auto d_x = layer.base.backward(d_y);
     tensor<T, 2> hidden({x.extent(0), a.extents()[1]});
-    lora_forward(serial_executor{}, plan, x, adapter, layer.scale, y.view(), hidden.view());
-    owned_workspace scratch(
-        lora_backward_workspace_size<T>(plan, a.extents()[0], b.extents()[1], a.extents()[1]));
-    lora_backward(serial_executor{}, plan, x, adapter, layer.scale, hidden.view(), d_y, d_x.view(),
-                  as_batch(lora<T>{d_a.view(), d_b.view()}), scratch);
+    const lora_state state{hidden.view()};
+    lora_forward(rows, adapter, x, y.view(), state);
+    owned_workspace scratch(lora_backward_workspace_size(rows, adapter, element_type_of_v<T>));
+    lora_backward(rows, adapter, x, d_y, state, {d_x.view(), lora_matrices{d_a.view(), d_b.view()}},
+                  scratch);
     const auto want_y = read_rows<T>(c, "y_single", "d_out");
     const auto want_d_x = read_rows<T>(c, "d_x_single", "d_in");
     result.compare("y_single", y.view(), copy_as<T>(rows_of(want_y)), tolerance);
@@ -269,8 +276,7 @@ void check_average_lora(const golden_case& c, outcome& result) {
     result.compare("d_B_average", d_b.view(), c.file.read<T, 2>("d_B_average"), tolerance);
 
     tensor<T, 4> d_modules_a(layer.a.extents()), d_modules_b(layer.b.extents());
-    average_lora_backward(serial_executor{}, lora<T>{d_a.view(), d_b.view()},
-                          lora_inventory<T>{d_modules_a.view(), d_modules_b.view()});
+    average_lora_backward({}, d_a.view(), d_b.view(), {d_modules_a.view(), d_modules_b.view()});
     result.compare("d_lora_A of the average", d_modules_a.view(), c.file.read<T, 4>("d_lora_A"),
                    tolerance);
     result.compare("d_lora_B of the average", d_modules_b.view(), c.file.read<T, 4>("d_lora_B"),

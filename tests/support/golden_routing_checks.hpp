@@ -45,8 +45,7 @@ inline void check_anneal_schedule(const golden_case& c, outcome& result) {
         const bool is_active = steps(i) > 0 && steps(i) >= total - annealed;
         const std::string step = "step " + std::to_string(steps(i));
         result.require(active(i) == (is_active ? 1 : 0), step + ": active in another phase");
-        result.require(is_active || detail::is_exactly(got(i), 1),
-                       step + ": annealed, but not active");
+        result.require(is_active || is_exactly(got(i), 1), step + ": annealed, but not active");
         result.require(i == 0 || steps(i) > steps(i - 1), step + ": out of order");
     }
     result.compare("alpha", got.view(), alpha, c.tolerance());

@@ -180,7 +180,7 @@ void check_router_gradient(const golden_case& c, const golden_router<T>& router,
             result.compare("d_module_logits", got_heads.slice(0, t).slice(0, h),
                            copy_as<T>(want_heads.slice(0, t).slice(0, h)), c.tolerance(), floor);
         if (!has_task(tasks, t))
-            result.require(detail::is_exactly(outcome::largest(got.view().block(0, t, 1)), 0),
+            result.require(is_exactly(outcome::largest(got.view().block(0, t, 1)), 0),
                            "d_module_logits: not 0 for a task that is absent");
     }
 }

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include <mhr/analysis/routing_statistics.hpp>
+#include <mhr/training/routing_statistics.hpp>
 
 #include "support/golden_case.hpp"
 #include "support/tensor.hpp"

@@ -1,8 +1,8 @@
-// Names that the headers of hosts take away from everything that is included after them: they define
-// them as macros, with or without arguments as here. No header of ours may use one.
+// Names that the headers of hosts take away from everything that is included after them: they
+// define them as macros, with or without arguments as here. No header of ours may use one.
 //
-// Each becomes a character that no compiler accepts, so that no use passes by luck, as a field called
-// `slots` would where Qt makes nothing of that name.
+// Each becomes a character that no compiler accepts, so that no use passes by luck, as a field
+// called `slots` would where Qt makes nothing of that name.
 
 // A host that is included before has some of them.
 #pragma GCC system_header

@@ -4,37 +4,45 @@
 #include <string>
 #include <vector>
 
-#include <mhr/core/tensor_view.hpp>
-#include <mhr/io/peft_poly.hpp>
+#include <mhr/core/element_type.hpp>
+#include <mhr/io/peft/poly_checkpoint.hpp>
 
+#include "support/guarded_tensor.hpp"
 #include "support/random_tensor.hpp"
-#include "support/tensor.hpp"
 
 /// \file
-/// A small Poly adapter in memory, and as the bytes of its files.
+/// A small Poly adapter in memory, of any element types, and as the bytes of its files.
 
 namespace mhr::test {
 
-template <class T>
 struct poly_files {
     static constexpr index_t tasks = 3, heads = 2, modules = 3, rank = 2, in = 4, out = 6;
 
-    tensor<T, 4> a{{heads, modules, in / heads, rank}};
-    tensor<T, 4> b{{heads, modules, rank, out / heads}};
-    tensor<T, 3> logits{{tasks, heads, modules}};
+    guarded_tensor<4> a;
+    guarded_tensor<4> b;
+    guarded_tensor<3> logits;
     std::vector<std::string> layers{"encoder.q", "encoder.v"};
 
-    poly_files() {
+    /// All tensors of one type.
+    explicit poly_files(element_type type = element_type::f32, layout order = layout::row_major)
+        : poly_files(type, type, type, order) {}
+    /// Each of its own.
+    poly_files(element_type of_a, element_type of_b, element_type of_logits,
+               layout order = layout::row_major)
+        : a(of_a, {heads, modules, in / heads, rank}, order),
+          b(of_b, {heads, modules, rank, out / heads}, order),
+          logits(of_logits, {tasks, heads, modules}, order) {
         random_source random(11);
-        random.fill(a.view());
-        random.fill(b.view());
-        random.fill(logits.view(), 3);
+        a.fill(random);
+        b.fill(random);
+        logits.fill(random, -3, 3);
     }
     static poly_config config() { return {tasks, heads, modules, rank, {"q", "v"}}; }
+    lora_inventory inventory() const { return {a.const_ref(), b.const_ref()}; }
     poly_checkpoint_writer writer() const {
         poly_checkpoint_writer result(config());
         for (const auto& layer : layers)
-            result.add_layer(layer, lora_inventory<const T>{a.view(), b.view()}, logits.view());
+            result.add_layer(layer, inventory(), logits.const_ref());
         return result;
     }
     std::string tensor_bytes() const { return writer().tensor_bytes(); }

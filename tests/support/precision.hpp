@@ -4,7 +4,8 @@
 #include <limits>
 #include <type_traits>
 
-#include <mhr/core/scalar.hpp>
+#include "support/scalar.hpp"
+#include <mhr/core/element_type.hpp>
 
 /// \file
 /// What is known of the precision of a scalar type.
@@ -15,13 +16,22 @@ namespace mhr::test {
 /// from numeric_limits::epsilon, which Eigen 3.4 has wrong for f16.
 template <class T>
 double epsilon_of() {
-    return std::ldexp(1.0, 1 - std::numeric_limits<std::remove_const_t<T>>::digits);
+    using V = std::remove_const_t<T>;
+    if constexpr (std::is_same_v<V, bf16>) return 0x1p-7;
+    if constexpr (std::is_same_v<V, f16>) return 0x1p-10;
+    return std::ldexp(1.0, 1 - std::numeric_limits<V>::digits);
 }
 
 /// The spacing of numbers next to 0.
 template <class T>
 double smallest_step_of() {
-    return static_cast<double>(std::numeric_limits<std::remove_const_t<T>>::denorm_min());
+    using V = std::remove_const_t<T>;
+    if constexpr (std::is_same_v<V, bf16>)
+        return 0x1p-133;
+    else if constexpr (std::is_same_v<V, f16>)
+        return 0x1p-24;
+    else
+        return static_cast<double>(std::numeric_limits<V>::denorm_min());
 }
 
 /// The oracle's type for storage types: one precision above the accumulator of a kernel on them.

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include <mhr/core/scalar.hpp>
+#include "support/scalar.hpp"
 #include <mhr/core/tensor_view.hpp>
 
 #include "support/positions.hpp"
@@ -30,6 +30,9 @@ class random_source {
     index_t integer(index_t count) {
         return static_cast<index_t>(engine_() % static_cast<std::uint64_t>(count));
     }
+
+    /// Uniform among all patterns of 32 bits.
+    std::uint32_t bits() { return static_cast<std::uint32_t>(engine_() & 0xFFFFFFFFU); }
 
     /// Fills a view with numbers in (-scale, scale), in order of positions whatever the strides.
     template <class T, std::size_t Rank>

@@ -4,15 +4,15 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
-#include <mhr/adapters/routed_ia3.hpp>
-#include <mhr/adapters/routed_lora.hpp>
+#include <mhr/ia3/routed_ia3.hpp>
+#include <mhr/lora/routed_lora.hpp>
 #include <mhr/routing/fixed_routers.hpp>
 
+#include "support/batches.hpp"
 #include "support/combinations.hpp"
 #include "support/random_tensor.hpp"
 #include "support/tensor.hpp"
@@ -38,7 +38,7 @@ struct layer_results {
     tensor<T, 3> d_table;
 };
 
-struct layer_sizes {
+struct trial_sizes {
     index_t tasks, heads, modules, in_block, out_block, rank;
 };
 
@@ -53,10 +53,8 @@ struct routed_layer {
     template <class Call>
     layer_results<T> run_with(const rows_of_batch<T>& batch, index_t out_features,
                               Call&& call) const {
-        batch_plan plan;
-        const auto rows = static_cast<index_t>(batch.tasks.size());
-        plan.assign_rows(tensor_view<const std::int64_t, 1>(batch.tasks.data(), {rows}));
-        layer_results<T> results{tensor<T, 2>({rows, out_features}),
+        const batch_plan plan = plan_of(batch.tasks);
+        layer_results<T> results{tensor<T, 2>({plan.rows(), out_features}),
                                  tensor<T, 2>(batch.x.extents()),
                                  {},
                                  tensor<T, 3>(table.extents())};
@@ -64,10 +62,9 @@ struct routed_layer {
             results.d_modules.emplace_back(matrices.extents());
         tensor<T, 3> weights({plan.entries(), table.extents()[1], table.extents()[2]});
         tensor<T, 3> d_weights(weights.extents());
-        given_router_forward(serial_executor{}, table.view(), plan.tasks(), weights.view());
+        given_router_forward({}, table.view(), plan.tasks(), weights.view());
         call(plan, weights.const_view(), d_weights.view(), results);
-        given_router_backward(serial_executor{}, plan.tasks(), d_weights.view(),
-                              results.d_table.view());
+        given_router_backward({}, plan.tasks(), d_weights.view(), results.d_table.view());
         return results;
     }
 };
@@ -77,34 +74,38 @@ struct lora_layer : routed_layer<T> {
     using value_type = T;
     double scale = 0.75;
 
-    explicit lora_layer(const layer_sizes& s)
+    explicit lora_layer(const trial_sizes& s)
         : routed_layer<T>{{tensor<T, 4>({s.heads, s.modules, s.in_block, s.rank}),
                            tensor<T, 4>({s.heads, s.modules, s.rank, s.out_block})},
                           tensor<T, 3>({s.tasks, s.heads, s.modules})} {}
 
-    static index_t in_features(const layer_sizes& s) { return s.heads * s.in_block; }
-    static index_t out_features(const layer_sizes& s) { return s.heads * s.out_block; }
+    static index_t in_features(const trial_sizes& s) { return s.heads * s.in_block; }
+    static index_t out_features(const trial_sizes& s) { return s.heads * s.out_block; }
     /// Which axis of each of `modules` the heads divide.
     static constexpr std::array<std::size_t, 2> axis_of_heads{2, 3};
 
+    /// The parameters of the layer, with the weights of a batch.
+    [[nodiscard]] routed_lora parameters(const tensor_view<const T, 3>& weights) const {
+        return {this->modules[0].view(), this->modules[1].view(), weights, scale};
+    }
+
     [[nodiscard]] layer_results<T> run(const rows_of_batch<T>& batch) const {
-        const lora_inventory<const T> inventory{this->modules[0].view(), this->modules[1].view()};
-        const lora_shape shape = shape_of(inventory);
+        constexpr element_type sums = element_type_of_v<T>;
+        const index_t out_features = shape_of(parameters({}).inventory()).out_features;
         return this->run_with(
-            batch, shape.out_features,
+            batch, out_features,
             [&](const batch_plan& plan, const auto& weights, const auto& d_weights,
                 layer_results<T>& results) {
-                owned_workspace memory(routed_lora_state_size<T>(plan, shape));
+                const routed_lora layer = parameters(weights);
+                owned_workspace memory(routed_lora_state_size({plan}, layer, sums));
                 workspace rest = memory;
-                const auto state = take_routed_lora_state<T>(rest, plan, shape);
-                owned_workspace scratch(routed_lora_backward_workspace_size<T>(plan, shape));
-                routed_lora_forward(serial_executor{}, plan, batch.x.view(), inventory, weights,
-                                    scale, results.y.view(), state);
-                routed_lora_backward(
-                    serial_executor{}, plan, batch.x.view(), inventory, weights, scale, state,
-                    batch.d_y.view(), results.d_x.view(),
-                    lora_inventory<T>{results.d_modules[0].view(), results.d_modules[1].view()},
-                    d_weights, scratch);
+                const auto state = take_routed_lora_state(rest, {plan}, layer, sums);
+                owned_workspace scratch(routed_lora_backward_workspace_size({plan}, layer, sums));
+                routed_lora_forward({plan}, layer, batch.x.view(), results.y.view(), state);
+                routed_lora_backward({plan}, layer, batch.x.view(), batch.d_y.view(), state,
+                                     {results.d_x.view(), results.d_modules[0].view(),
+                                      results.d_modules[1].view(), d_weights},
+                                     scratch);
             });
     }
 };
@@ -115,28 +116,30 @@ template <class T>
 struct ia3_layer : routed_layer<T> {
     using value_type = T;
 
-    explicit ia3_layer(const layer_sizes& s)
+    explicit ia3_layer(const trial_sizes& s)
         : routed_layer<T>{{tensor<T, 4>({s.heads, s.modules, 1, s.in_block})},
                           tensor<T, 3>({s.tasks, s.heads, s.modules})} {}
 
-    static index_t in_features(const layer_sizes& s) { return s.heads * s.in_block; }
-    static index_t out_features(const layer_sizes& s) { return in_features(s); }
+    static index_t in_features(const trial_sizes& s) { return s.heads * s.in_block; }
+    static index_t out_features(const trial_sizes& s) { return in_features(s); }
     static constexpr std::array<std::size_t, 1> axis_of_heads{3};
 
     [[nodiscard]] layer_results<T> run(const rows_of_batch<T>& batch) const {
-        const tensor_view<const T, 3> scales = this->modules[0].view().slice(2, 0);
-        const index_t features = batch.x.extents()[1];
+        constexpr element_type sums = element_type_of_v<T>;
         return this->run_with(
-            batch, features,
+            batch, batch.x.extents()[1],
             [&](const batch_plan& plan, const auto& weights, const auto& d_weights,
                 layer_results<T>& results) {
-                tensor<T, 2> state({plan.entries(), features});
-                owned_workspace scratch(routed_ia3_backward_workspace_size<T>(plan, features));
-                routed_ia3_forward(serial_executor{}, plan, batch.x.view(), scales, weights,
-                                   results.y.view(), state.view());
-                routed_ia3_backward(serial_executor{}, plan, batch.x.view(), scales, weights,
-                                    state.view(), batch.d_y.view(), results.d_x.view(),
-                                    results.d_modules[0].view().slice(2, 0), d_weights, scratch);
+                const routed_ia3 layer{this->modules[0].view().slice(2, 0), weights};
+                owned_workspace memory(routed_ia3_state_size({plan}, layer, sums));
+                workspace rest = memory;
+                const auto state = take_routed_ia3_state(rest, {plan}, layer, sums);
+                owned_workspace scratch(routed_ia3_backward_workspace_size({plan}, layer, sums));
+                routed_ia3_forward({plan}, layer, batch.x.view(), results.y.view(), state);
+                routed_ia3_backward(
+                    {plan}, layer, batch.x.view(), batch.d_y.view(), state,
+                    {results.d_x.view(), results.d_modules[0].view().slice(2, 0), d_weights},
+                    scratch);
             });
     }
 };
@@ -144,7 +147,7 @@ struct ia3_layer : routed_layer<T> {
 inline constexpr int layer_trials = MHR_TEST_FEW_COMBINATIONS ? 8 : 40;
 
 /// Sizes round those of the tiles.
-inline layer_sizes random_layer_sizes(random_source& random) {
+inline trial_sizes random_sizes(random_source& random) {
     const auto upto = [&](index_t largest) { return 1 + random.integer(largest); };
     return {upto(5), upto(4), upto(11), upto(20), upto(20), upto(20)};
 }
@@ -160,11 +163,11 @@ void fill_whole(random_source& random, const View& view) {
 template <class L>
 struct layer_trial {
     using T = typename L::value_type;
-    layer_sizes s;
+    trial_sizes s;
     L layer;
     rows_of_batch<T> batch;
 
-    layer_trial(random_source& random, const layer_sizes& sizes, bool whole)
+    layer_trial(random_source& random, const trial_sizes& sizes, bool whole)
         : s(sizes), layer(sizes), batch(random_rows(random, sizes)) {
         const auto fill = [&](auto& values) {
             whole ? fill_whole(random, values.view()) : random.fill(values.view());
@@ -178,7 +181,7 @@ struct layer_trial {
         fill(batch.d_y);
     }
 
-    static rows_of_batch<T> random_rows(random_source& random, const layer_sizes& s) {
+    static rows_of_batch<T> random_rows(random_source& random, const trial_sizes& s) {
         const index_t rows = 1 + random.integer(60);
         rows_of_batch<T> batch{
             {}, tensor<T, 2>({rows, L::in_features(s)}), tensor<T, 2>({rows, L::out_features(s)})};
@@ -194,7 +197,7 @@ void for_random_layers(bool whole, F&& f) {
     random_source random(17);
     for (int i = 0; i < layer_trials; ++i) {
         CAPTURE(i);
-        const layer_sizes s = random_layer_sizes(random);
+        const trial_sizes s = random_sizes(random);
         f(layer_trial<L>(random, s, whole), random);
     }
 }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <mhr/adapters/routed_lora.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/reference/lora.hpp>
 #include <mhr/reference/mixing.hpp>

@@ -10,13 +10,15 @@
 #include <vector>
 
 #include <mhr/core/executor.hpp>
-#include <mhr/core/scalar.hpp>
+#include <mhr/core/sums.hpp>
 #include <mhr/reference/routing.hpp>
 #include <mhr/routing/gate_wrappers.hpp>
 #include <mhr/routing/router.hpp>
 
 #include "support/comparison.hpp"
+#include "support/element_access.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/guarded_tensor.hpp"
 #include "support/precision.hpp"
 #include "support/random_tensor.hpp"
 #include "support/routing_magnitudes.hpp"
@@ -27,12 +29,29 @@
 
 namespace mhr::test {
 
-/// Storage types of logits, noise, weights (and their gradients).
-template <class Logits, class Noise, class Weights>
-struct routing_storage {
-    using L = Logits;
-    using U = Noise;
-    using W = Weights;
+/// Element types of logits, noise, weights (and their gradients).
+struct routing_types {
+    element_type logits, noise, weights;
+
+    [[nodiscard]] element_type sums() const { return sums_of(logits, weights); }
+    [[nodiscard]] std::string name() const {
+        return std::string(mhr::name_of(logits)) + ", " + mhr::name_of(noise) + ", " +
+               mhr::name_of(weights);
+    }
+};
+
+/// A tensor of one type, for tests that look at single elements of it.
+template <class T>
+class typed_tensor : public guarded_tensor<3> {
+  public:
+    typed_tensor(element_type, const std::array<index_t, 3>& extents, layout order)
+        : guarded_tensor<3>(element_type_of_v<T>, extents, order) {}
+
+    [[nodiscard]] tensor_view<T, 3> view() { return ref().template as<T>(); }
+    [[nodiscard]] tensor_view<const T, 3> const_view() const {
+        return const_ref().template as<T>();
+    }
+    T& operator()(index_t i, index_t j, index_t k) { return view()(i, j, k); }
 };
 
 /// What is gated how: the first two are for the normalisers of logits, the others for those of
@@ -95,37 +114,37 @@ inline std::vector<rule_choice> all_rules(const std::vector<double>& annealings)
 inline constexpr index_t table_tasks = 5;
 
 /// The arguments of both functions, in guarded memory of one layout, and what the oracle says.
-template <class Types>
-struct routing_problem {
-    using L = typename Types::L;
-    using U = typename Types::U;
-    using W = typename Types::W;
-    using S = oracle_t<L, W>;
-
+/// `Tensor` is guarded_tensor<3>, or typed_tensor.
+template <class Tensor>
+struct basic_routing_problem {
     // Numbers that every type can hold.
     static constexpr double temperature = 0.75;
     static constexpr double noise_scale = -0.5;
     static constexpr double drop_probability = 0.25;
 
-    routing_problem(const std::vector<index_t>& tasks_of_batch, index_t heads, index_t modules,
-                    const rule_choice& choice, layout order, double logit_scale = 2)
-        : task_list(tasks_of_batch), rule(choice), logits({table_tasks, heads, modules}, order),
-          uniforms({entries(), heads, modules}, order), noise({entries(), heads, modules}, order),
-          keep({entries(), heads, modules}, order), d_weights({entries(), heads, modules}, order),
-          weights({entries(), heads, modules}, order),
-          d_logits({table_tasks, heads, modules}, order) {
+    basic_routing_problem(const routing_types& t, const std::vector<index_t>& tasks_of_batch,
+                          index_t heads, index_t modules, const rule_choice& choice, layout order,
+                          double logit_scale = 2)
+        : types(t), task_list(tasks_of_batch), rule(choice),
+          logits(t.logits, {table_tasks, heads, modules}, order),
+          uniforms(t.noise, {entries(), heads, modules}, order),
+          noise(t.noise, {entries(), heads, modules}, order),
+          keep({entries(), heads, modules}, order),
+          d_weights(t.weights, {entries(), heads, modules}, order),
+          weights(t.weights, {entries(), heads, modules}, order),
+          d_logits(t.logits, {table_tasks, heads, modules}, order) {
         random_source random(43);
-        random.fill(logits.view(), logit_scale);
+        logits.fill(random, -logit_scale, logit_scale);
         // A head whose gates are all off has gradients of order 1e12, which f16 cannot hold, unless
         // it is detached.
         if (rule.gate == gate_choice::straight_through && !rule.detached_when_off)
             for_each_position(std::array<index_t, 2>{table_tasks, heads}, [&](const auto& at) {
-                if (modules > 0) logits(at[0], at[1], at[0] % modules) = L(0.5F);
+                if (modules > 0) set_element(logits.ref(), {at[0], at[1], at[0] % modules}, 0.5);
             });
-        random.fill(uniforms.view(), 0.05, 0.95);
-        random.fill(d_weights.view());
-        random.fill(d_logits.view());
-        random.fill(noise.view(), 2);
+        uniforms.fill(random, 0.05, 0.95);
+        d_weights.fill(random);
+        d_logits.fill(random);
+        noise.fill(random, -2, 2);
         for_each_position(keep.view().extents(), [&](const position<3>& at) {
             element(keep.view(), at) = static_cast<std::uint8_t>(random.integer(4) == 0 ? 0 : 3);
         });
@@ -138,13 +157,13 @@ struct routing_problem {
 
     void forward(executor_ref executor = serial_executor{}) {
         with_rule([&](const auto& r) {
-            router_forward(executor, logits.const_view(), tasks(), r, weights.view());
+            router_forward(executor, logits.const_ref(), tasks(), r, weights.ref());
         });
     }
     void backward(executor_ref executor = serial_executor{}) {
         with_rule([&](const auto& r) {
-            router_backward(executor, logits.const_view(), tasks(), r, d_weights.const_view(),
-                            d_logits.view());
+            router_backward(executor, logits.const_ref(), tasks(), r, d_weights.const_ref(),
+                            d_logits.ref());
         });
     }
 
@@ -153,12 +172,12 @@ struct routing_problem {
     void with_rule(F&& f) const {
         const sigmoid_gate smooth;
         const straight_through_gate hard;
-        const gumbel_sigmoid_gate<const U> relaxed{uniforms.const_view(), temperature};
+        const gumbel_sigmoid_gate relaxed{uniforms.const_ref(), temperature};
         switch (rule.gate) {
         case gate_choice::identity:
             return with_logits(identity_gate{}, f);
         case gate_choice::noisy:
-            return with_logits(noisy_gate{identity_gate{}, noise.const_view(), noise_scale}, f);
+            return with_logits(noisy_gate{identity_gate{}, noise.const_ref(), noise_scale}, f);
         case gate_choice::sigmoid:
             return with_gates(smooth, f);
         case gate_choice::straight_through:
@@ -169,7 +188,7 @@ struct routing_problem {
         case gate_choice::gumbel:
             return with_gates(relaxed, f);
         case gate_choice::noisy_sigmoid:
-            return with_gates(noisy_gate{smooth, noise.const_view(), noise_scale}, f);
+            return with_gates(noisy_gate{smooth, noise.const_ref(), noise_scale}, f);
         case gate_choice::dropout:
             return with_gates(dropout_gate{smooth, keep.const_view(), drop_probability}, f);
         case gate_choice::shared:
@@ -183,14 +202,16 @@ struct routing_problem {
     }
 
     /// The same for the oracle, which reads the stored values, one precision higher.
+    template <class S>
     struct oracle_side {
         tensor<S, 3> logits, uniforms, noise, keep, d_weights;
         reference::routing_options<S> options;
     };
-    [[nodiscard]] oracle_side for_oracle() {
-        oracle_side o{copy_as<S>(logits.view()),    copy_as<S>(uniforms.view()),
-                      copy_as<S>(noise.view()),     tensor<S, 3>(keep.view().extents()),
-                      copy_as<S>(d_weights.view()), {}};
+    template <class S>
+    [[nodiscard]] oracle_side<S> for_oracle() {
+        oracle_side<S> o{values_as<S>(logits.ref()),    values_as<S>(uniforms.ref()),
+                         values_as<S>(noise.ref()),     tensor<S, 3>(keep.view().extents()),
+                         values_as<S>(d_weights.ref()), {}};
         for_each_position(keep.view().extents(), [&](const position<3>& at) {
             element(o.keep.view(), at) = element(keep.view(), at) == 0 ? 0 : 1;
         });
@@ -217,47 +238,54 @@ struct routing_problem {
     }
 
     [[nodiscard]] comparison check_forward() {
-        const oracle_side o = for_oracle();
-        tensor<S, 3> want(weights.view().extents());
-        reference::router_forward(o.logits.const_view(), tasks(), o.options, want.view());
-        return compare(weights.view(), want.view(),
-                       weight_magnitudes(o.logits.const_view(), tasks(), o.options).view(),
-                       within<accumulator_t<L, W>>(forward_roundings()));
+        comparison result;
+        with_sums(types.sums(), [&](auto zero) {
+            using S = oracle_t<decltype(zero)>;
+            const oracle_side<S> o = for_oracle<S>();
+            tensor<S, 3> want(weights.extents());
+            reference::router_forward(o.logits.const_view(), tasks(), o.options, want.view());
+            result = compare(weights.ref(), want.view(),
+                             weight_magnitudes(o.logits.const_view(), tasks(), o.options).view(),
+                             within(types.sums(), forward_roundings()));
+        });
+        return result;
     }
-    [[nodiscard]] comparison check_backward(const tensor<S, 3>& before) {
-        const oracle_side o = for_oracle();
-        tensor<S, 3> want = before;
-        reference::router_backward(o.logits.const_view(), tasks(), o.options,
-                                   o.d_weights.const_view(), want.view());
-        auto magnitudes = logit_gradient_magnitudes(o.logits.const_view(), tasks(), o.options,
-                                                    o.d_weights.const_view());
-        for (std::size_t i = 0; i < before.values().size(); ++i)
-            magnitudes.values()[i] += std::abs(before.values()[i]);
-        // A gradient of a narrower type is rounded every time that its task is added to.
-        using A = accumulator_t<L, W>;
-        const double widening = epsilon_of<L>() / epsilon_of<A>();
-        const double extra = widening > 1 ? (static_cast<double>(entries()) + 1) * widening : 0;
-        return compare(d_logits.view(), want.view(), magnitudes.view(),
-                       within<A>(backward_roundings() + extra));
+    [[nodiscard]] comparison check_backward(const tensor<double, 3>& before) {
+        comparison result;
+        with_sums(types.sums(), [&](auto zero) {
+            using S = oracle_t<decltype(zero)>;
+            const oracle_side<S> o = for_oracle<S>();
+            tensor<S, 3> want = copy_as<S>(before.view());
+            reference::router_backward(o.logits.const_view(), tasks(), o.options,
+                                       o.d_weights.const_view(), want.view());
+            auto magnitudes = logit_gradient_magnitudes(o.logits.const_view(), tasks(), o.options,
+                                                        o.d_weights.const_view());
+            for (std::size_t i = 0; i < before.values().size(); ++i)
+                magnitudes.values()[i] += static_cast<S>(std::abs(before.values()[i]));
+            // A gradient of a narrower type is rounded every time that its task is added to.
+            const double widening =
+                precision_of(types.logits).epsilon / precision_of(types.sums()).epsilon;
+            const double extra = widening > 1 ? (static_cast<double>(entries()) + 1) * widening : 0;
+            result = compare(d_logits.ref(), want.view(), magnitudes.view(),
+                             within(types.sums(), backward_roundings() + extra));
+        });
+        return result;
     }
 
+    routing_types types;
     std::vector<index_t> task_list;
     rule_choice rule;
-    guarded_buffer<L, 3> logits;
-    guarded_buffer<U, 3> uniforms, noise;
+    Tensor logits, uniforms, noise;
     guarded_buffer<std::uint8_t, 3> keep;
-    guarded_buffer<W, 3> d_weights;
-    guarded_buffer<W, 3> weights;
-    guarded_buffer<L, 3> d_logits;
+    Tensor d_weights, weights, d_logits;
 
   private:
     // Roundings allowed: one for every module in a sum of gates, and those of gates and quotient.
     [[nodiscard]] double forward_roundings() const {
-        return static_cast<double>(logits.const_view().extent(2)) + 10;
+        return static_cast<double>(logits.extents()[2]) + 10;
     }
     [[nodiscard]] double backward_roundings() const {
-        return 2 * static_cast<double>(logits.const_view().extent(2)) + 20 +
-               static_cast<double>(entries());
+        return 2 * static_cast<double>(logits.extents()[2]) + 20 + static_cast<double>(entries());
     }
 
     template <class Gate, class F>
@@ -275,5 +303,21 @@ struct routing_problem {
             f(routing_rule{gate, average_correction_normaliser{}, rule.annealing});
     }
 };
+
+/// Of types that are data; and of one type for all.
+/// @{
+using routing_problem = basic_routing_problem<guarded_tensor<3>>;
+template <class T>
+struct typed_routing_problem : basic_routing_problem<typed_tensor<T>> {
+    typed_routing_problem(const std::vector<index_t>& tasks_of_batch, index_t heads,
+                          index_t modules, const rule_choice& choice, layout order,
+                          double logit_scale = 2)
+        : basic_routing_problem<typed_tensor<T>>(
+              {element_type_of_v<T>, element_type_of_v<T>, element_type_of_v<T>}, tasks_of_batch,
+              heads, modules, choice, order, logit_scale) {}
+};
+using f32_problem = typed_routing_problem<float>;
+using f64_problem = typed_routing_problem<double>;
+/// @}
 
 } // namespace mhr::test

@@ -6,6 +6,7 @@
 #include <Eigen/Core>
 
 #include "support/combinations.hpp"
+#include "support/eigen_types.hpp"
 #include "support/precision.hpp"
 
 /// \file

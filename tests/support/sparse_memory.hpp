@@ -14,10 +14,11 @@
 #define MHR_TEST_SPARSE_MEMORY 0
 #endif
 
-#include <mhr/core/checks.hpp>
-#include <mhr/core/tensor_view.hpp>
+#include <mhr/core/element_type.hpp>
+#include <mhr/core/tensor_ref.hpp>
 
-#include "support/tensor.hpp"
+#include "support/element_access.hpp"
+#include "support/positions.hpp"
 
 /// \file
 /// Addresses without memory behind them: tensors far larger than the machine's memory, of which a
@@ -71,31 +72,38 @@ class sparse_memory {
 };
 
 /// A tensor in sparse memory of its own, of any strides that are not negative.
-template <class T, std::size_t Rank>
+template <std::size_t Rank>
 class sparse_tensor {
   public:
-    explicit sparse_tensor(const tensor_view<T, Rank>& shape)
-        : memory_(bytes_of(shape)), view_(static_cast<T*>(static_cast<void*>(memory_.data())),
-                                          shape.extents(), shape.strides()) {
+    sparse_tensor(const tensor_axes<Rank>& axes, element_type type)
+        : memory_(bytes_of(type, axes)), ref_(axes, memory_.data(), type) {
         if (memory_.data() == nullptr) throw std::bad_alloc();
     }
     /// Contiguous, row-major.
-    explicit sparse_tensor(const std::array<index_t, Rank>& extents)
-        : sparse_tensor(tensor_view<T, Rank>(nullptr, extents)) {}
+    sparse_tensor(element_type type, const std::array<index_t, Rank>& extents)
+        : sparse_tensor(tensor_axes<Rank>::row_major(extents), type) {}
 
-    [[nodiscard]] const tensor_view<T, Rank>& view() const { return view_; }
+    [[nodiscard]] const tensor_ref<Rank>& ref() const { return ref_; }
+    operator tensor_ref<Rank>() const { return ref_; }       // NOLINT: implicit
+    operator const_tensor_ref<Rank>() const { return ref_; } // NOLINT: implicit
 
   private:
-    static std::size_t bytes_of(const tensor_view<T, Rank>& shape) {
-        std::size_t reach = 1;
+    static std::size_t bytes_of(element_type type, const tensor_axes<Rank>& axes) {
+        index_t elements = 1;
         for (std::size_t axis = 0; axis < Rank; ++axis)
-            reach += static_cast<std::size_t>(
-                mhr::detail::axis_reach(shape.extent(axis), shape.stride(axis)));
-        return reach * sizeof(T);
+            elements += (axes.extents[axis] - 1) * axes.strides[axis];
+        return static_cast<std::size_t>(elements) * size_of(type);
     }
 
     sparse_memory memory_;
-    tensor_view<T, Rank> view_;
+    tensor_ref<Rank> ref_;
 };
+
+/// Sets all elements of a tensor to those of another.
+template <std::size_t Rank>
+void copy_elements_of(const const_tensor_ref<Rank>& from, const tensor_ref<Rank>& to) {
+    for_each_position(to.extents(),
+                      [&](const position<Rank>& at) { set_element(to, at, element(from, at)); });
+}
 
 } // namespace mhr::test

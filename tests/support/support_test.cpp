@@ -5,17 +5,20 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
-#include <mhr/core/checks.hpp>
+#include <mhr/core/argument_checks.hpp>
 
 #include "support/comparison.hpp"
 #include "support/error_check.hpp"
+#include "support/fast_math.hpp"
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
+#include "support/guarded_tensor.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
@@ -166,6 +169,87 @@ TEST_CASE("bitwise comparison sees every bit") {
     CHECK_FALSE(same(not_a_number, 1));
 }
 
+TEST_CASE("comparisons of tensors of every type see what is wrong") {
+    for (element_type type : all_element_types)
+        for (layout order : all_layouts) {
+            CAPTURE(std::string(name_of(type)));
+            CAPTURE(name_of(order));
+            guarded_tensor<2> got(type, {3, 4}, order), same(type, {3, 4});
+            got.fill(random_source(3));
+            same.fill(random_source(3));
+            const auto want = values_as<long double>(same.ref());
+            const auto sizes = magnitudes_as<long double>(same.ref());
+            const element_type sums = sums_of(type, element_type::f32);
+            const auto good = [&](double roundings = 1) {
+                const bool by_size =
+                    compare(got.ref(), want.view(), sizes.view(), within(sums, 0, roundings)).ok;
+                CHECK(compare(got.ref(), want.view(), within(sums, 0, roundings)).ok == by_size);
+                return by_size;
+            };
+            const auto same_bits = [&] { return compare_bitwise(got.ref(), same.ref()).ok; };
+            CHECK(good());
+            CHECK(same_bits());
+
+            const position<2> at{2, 1};
+            const double right = element(got.ref(), at);
+            // Steps of the type itself: of numbers in [1/2, 1) the spacing is half an epsilon.
+            const double step = precision_of(type).epsilon * std::abs(right);
+            for (double wrong : {-right, 2 * right, right + 8 * step, not_a_number, infinity}) {
+                CAPTURE(wrong);
+                if (is_fast_math && !(std::abs(wrong) < 3)) continue;
+                set_element(got.ref(), at, wrong);
+                CHECK_FALSE(good());
+                CHECK_FALSE(same_bits());
+            }
+            // One step of the type is allowed by a rounding to it, and has other bits.
+            set_element(got.ref(), at, right + step);
+            CHECK(good(2));
+            CHECK_FALSE(good(0.01));
+            CHECK_FALSE(same_bits());
+            set_element(got.ref(), at, right);
+            CHECK(good());
+            CHECK(same_bits());
+
+            // A transposed one, other extents, another type, and nothing at all.
+            CHECK_FALSE(compare(got.ref().block(1, 0, 3).transpose(0, 1),
+                                values_as<double>(same.ref().block(1, 0, 3)).view(),
+                                within(sums, 1)));
+            CHECK_FALSE(compare(got.ref().block(0, 0, 2), want.view(), within(sums, 1)));
+            CHECK_FALSE(
+                compare(got.ref(), want.view(), sizes.view().block(0, 0, 2), within(sums, 1)));
+            CHECK_FALSE(compare_bitwise(got.ref(), same.ref().block(0, 0, 2)));
+            CHECK_FALSE(compare_bitwise(got.ref().block(0, 0, 0), same.ref().block(0, 0, 0)));
+            for (element_type other : all_element_types) {
+                guarded_tensor<2> elsewhere(other, {3, 4});
+                elsewhere.fill(0.5);
+                got.fill(0.5);
+                CHECK(compare_bitwise(elsewhere.ref(), got.ref()).ok == (other == type));
+            }
+        }
+}
+
+TEST_CASE("bitwise comparison of tensors sees the sign of 0, and refuses NaN" *
+          needs_non_finite()) {
+    for (element_type type : all_element_types) {
+        CAPTURE(std::string(name_of(type)));
+        guarded_tensor<1> a(type, {2}), b(type, {2});
+        a.fill(0);
+        b.fill(0);
+        CHECK(compare_bitwise(a.ref(), b.ref()));
+        set_element(b.ref(), {1}, -0.0);
+        CHECK_FALSE(compare_bitwise(a.ref(), b.ref()));
+        a.fill(infinity);
+        b.fill(infinity);
+        CHECK(compare_bitwise(a.ref(), b.ref()));
+        set_element(a.ref(), {1}, not_a_number);
+        set_element(b.ref(), {1}, not_a_number);
+        const auto result = compare_bitwise(a.ref(), b.ref());
+        CHECK_FALSE(result);
+        CHECK(result.compared == 2);
+        CHECK(result.message.find("at [1]") != std::string::npos);
+    }
+}
+
 TEST_CASE("numerical derivatives are those of the function, and differ from wrong ones") {
     // f = sum of c v^3 exp(v)
     random_source random(5);
@@ -227,7 +311,7 @@ TEST_CASE_TEMPLATE("guarded buffers see every write outside their elements", T, 
             CHECK(buffer.intact());
             index_t elements = 0;
             for_each_position(extents, [&](const position<2>& at) {
-                elements += detail::is_exactly(element(view, at), two) ? 1 : 0;
+                elements += is_exactly(element(view, at), two) ? 1 : 0;
             });
             CHECK(elements == view.size());
 
@@ -248,6 +332,67 @@ TEST_CASE_TEMPLATE("guarded buffers see every write outside their elements", T, 
             }
             CHECK(slots_of_elements == view.size());
         }
+    }
+}
+
+TEST_CASE("guarded tensors see every write outside their elements") {
+    for (element_type type : all_element_types)
+        for (layout order : all_layouts) {
+            CAPTURE(std::string(name_of(type)));
+            CAPTURE(name_of(order));
+            for (const std::array<index_t, 2> extents :
+                 {std::array<index_t, 2>{2, 3}, {1, 1}, {1, 4}, {4, 1}, {0, 3}, {3, 0}}) {
+                CAPTURE(to_text(extents));
+                guarded_tensor<2> tensor(type, extents, order);
+                const tensor_ref<2> ref = tensor.ref();
+                CHECK(ref.type() == type);
+                CHECK(ref.extents() == extents);
+                tensor.fill(2);
+                CHECK(tensor.intact());
+                index_t elements = 0;
+                for_each_position(extents, [&](const position<2>& at) {
+                    elements += is_exactly(element(ref, at), 2) ? 1 : 0;
+                });
+                CHECK(elements == ref.size());
+
+                // Every place near the elements: those of no element must be noticed.
+                const snapshot before = tensor.take_snapshot();
+                const std::size_t size = size_of(type);
+                index_t places_of_elements = 0;
+                for (index_t place = -24; place <= 24; ++place) {
+                    auto* const there = static_cast<unsigned char*>(ref.data()) +
+                                        place * static_cast<index_t>(size);
+                    std::array<unsigned char, 8> kept{};
+                    std::memcpy(kept.data(), there, size);
+                    there[size - 1] ^= 1U;
+                    bool is_element = false;
+                    for_each_position(extents, [&](const position<2>& at) {
+                        is_element = is_element || offset_of(at, ref.strides()) == place;
+                    });
+                    places_of_elements += is_element ? 1 : 0;
+                    CHECK(tensor.intact() == is_element);
+                    CHECK_FALSE(tensor.unchanged_since(before));
+                    std::memcpy(there, kept.data(), size);
+                    CHECK(tensor.intact());
+                    CHECK(tensor.unchanged_since(before));
+                }
+                CHECK(places_of_elements == ref.size());
+            }
+        }
+}
+
+TEST_CASE("guarded tensors are laid out as guarded buffers are, and begin as NaN") {
+    for (layout order : all_layouts) {
+        CAPTURE(name_of(order));
+        guarded_tensor<3> tensor(element_type::f32, {2, 3, 4}, order);
+        guarded_buffer<float, 3> buffer({2, 3, 4}, order);
+        CHECK(tensor.ref().strides() == buffer.view().strides());
+        for_each_position(tensor.extents(), [&](const position<3>& at) {
+            CHECK((is_fast_math || std::isnan(element(tensor.ref(), at))));
+        });
+        tensor.fill(random_source(2));
+        random_source(2).fill(buffer.view());
+        CHECK(compare_bitwise(tensor.ref(), tensor_ref<3>(buffer.view())));
     }
 }
 
@@ -293,8 +438,11 @@ TEST_CASE("snapshots see every byte") {
 TEST_CASE("refuses demands error, names and untouched outputs") {
     guarded_buffer<float, 1> output({1});
     const auto raise_for = [](const char* argument) {
-        require_that(
-            false, "function", argument, [] { return "this"; }, [] { return "that"; });
+        argument_checks checks("function");
+        checks.expect(
+            false, argument, [] { return std::string("this"); },
+            [] { return std::string("that"); });
+        checks.raise();
     };
     CHECK(refuses("function", "x", [&] { raise_for("x"); }));
     CHECK(refuses(

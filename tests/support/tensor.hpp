@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <vector>
 
-#include <mhr/core/scalar.hpp>
+#include "support/scalar.hpp"
 #include <mhr/core/tensor_view.hpp>
 
 #include "support/positions.hpp"

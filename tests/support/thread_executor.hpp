@@ -7,7 +7,7 @@
 #include <vector>
 
 #include <mhr/core/executor.hpp>
-#include <mhr/core/openmp_executor.hpp>
+#include <mhr/hosts/openmp.hpp>
 
 #include "support/random_tensor.hpp"
 

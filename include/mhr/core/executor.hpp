@@ -5,7 +5,6 @@
 #include <type_traits>
 #include <utility>
 
-#include <mhr/core/checks.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -13,7 +12,6 @@
 /// same address and whose results do not depend on who runs them; an executor runs them.
 
 namespace mhr {
-inline namespace MHR_ISA {
 
 /// A non-owning reference to the work of a kernel: call it once with each part's number. Calls of
 /// different parts may run at the same time. It does not throw.
@@ -21,17 +19,19 @@ class parallel_body {
   public:
     /// Of a callable `void(index_t part)`, which must outlive this.
     template <class F, std::enable_if_t<!std::is_same_v<std::decay_t<F>, parallel_body>, int> = 0>
-    parallel_body(F& body) noexcept
+    MHR_INLINE parallel_body(F& body) noexcept
         : object_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
           call_([](void* object, index_t part) { (*static_cast<F*>(object))(part); }) {}
 
     /// Does one part.
-    void operator()(index_t part) const { call_(object_, part); }
+    MHR_INLINE void operator()(index_t part) const { call_(object_, part); }
 
   private:
     void* object_;
     void (*call_)(void*, index_t);
 };
+
+inline namespace MHR_ISA {
 
 /// Runs all parts in the calling thread.
 struct serial_executor {
@@ -42,7 +42,7 @@ struct serial_executor {
     }
 };
 
-namespace detail {
+namespace executor_details {
 
 struct share {
     index_t first;
@@ -61,7 +61,7 @@ constexpr share share_of(index_t parts, index_t ith, index_t nth) noexcept {
 /// Multiply-adds for which waking a thread pays: some microseconds.
 inline constexpr index_t worth_a_thread = index_t(1) << 18;
 
-} // namespace detail
+} // namespace executor_details
 
 /// Runs only the share of participant `ith` of `nth` (1 or more, ith below it), in the calling
 /// thread: for hosts that call an operator from every thread at once, as ggml does. All
@@ -75,19 +75,20 @@ struct share_executor {
 
     /// Runs those of this share: consecutive parts, as many as others have or one more.
     void operator()(index_t parts, parallel_body body) const {
-        const auto [first, count] = detail::share_of(parts, ith, nth);
+        const auto [first, count] = executor_details::share_of(parts, ith, nth);
         for (index_t part = first; part < first + count; ++part)
             body(part);
     }
 };
 
-namespace detail {
+namespace executor_details {
 template <class E, class = void>
 struct runs_every_part : std::true_type {};
 template <class E>
 struct runs_every_part<E, std::void_t<decltype(E::runs_every_part)>>
     : std::bool_constant<E::runs_every_part> {};
-} // namespace detail
+} // namespace executor_details
+} // namespace MHR_ISA
 
 /// What entry points take: a non-owning reference to any callable `void(index_t parts,
 /// parallel_body body)` that calls `body(part)` exactly once for each part in [0, parts), on
@@ -99,27 +100,31 @@ struct runs_every_part<E, std::void_t<decltype(E::runs_every_part)>>
 ///     mhr::routed_lora_forward(executor, ...);
 class executor_ref {
   public:
+    /// Of a serial_executor.
+    MHR_INLINE executor_ref() noexcept : executor_ref(one_after_the_other) {}
+
     /// Of an executor, which must outlive this.
     template <class E, std::enable_if_t<!std::is_same_v<std::decay_t<E>, executor_ref>, int> = 0>
+    MHR_INLINE
     executor_ref(E&& executor) noexcept // NOLINT: implicit, and refers to temporaries of the call
         : object_(const_cast<void*>(static_cast<const void*>(std::addressof(executor)))),
           call_([](void* object, index_t parts, parallel_body body) {
               (*static_cast<std::remove_reference_t<E>*>(object))(parts, body);
           }),
-          runs_every_part_(detail::runs_every_part<std::decay_t<E>>::value) {}
+          runs_every_part_(executor_details::runs_every_part<std::decay_t<E>>::value) {}
 
     /// Runs `body(part)` for each part.
     template <class F>
-    void run(index_t parts, F&& body) const {
+    MHR_INLINE void run(index_t parts, F&& body) const {
         if (parts > 0) call_(object_, parts, parallel_body(body));
     }
 
     /// The same for parts that take `cost` multiply-adds each, about: hands out several at a time
     /// if a single one is not worth waking a thread for.
     template <class F>
-    void run(index_t parts, index_t cost, F&& body) const {
+    MHR_INLINE void run(index_t parts, index_t cost, F&& body) const {
         const index_t together =
-            (std::max)(index_t(1), detail::worth_a_thread / (std::max)(cost, index_t(1)));
+            (std::max)(index_t(1), executor_details::worth_a_thread / (std::max)(cost, index_t(1)));
         auto several = [&](index_t group) {
             const index_t first = group * together;
             const index_t last = together < parts - first ? first + together : parts;
@@ -130,22 +135,14 @@ class executor_ref {
     }
 
     /// False for an executor that runs a share only (see share_executor).
-    [[nodiscard]] bool runs_every_part() const noexcept { return runs_every_part_; }
+    [[nodiscard]] MHR_INLINE bool runs_every_part() const noexcept { return runs_every_part_; }
 
   private:
+    static constexpr serial_executor one_after_the_other{};
+
     void* object_;
     void (*call_)(void*, index_t, parallel_body);
     bool runs_every_part_;
 };
 
-/// Checks the executor of a function with several phases, each of which needs all of the one
-/// before.
-inline void require_every_part(const char* function, const executor_ref& executor) {
-    require_that(
-        executor.runs_every_part(), function, "executor",
-        [] { return "one that runs every part (this function has several phases)"; },
-        [] { return "one that runs a share"; });
-}
-
-} // namespace MHR_ISA
 } // namespace mhr

@@ -3,17 +3,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <string>
 #include <vector>
 
-#include <mhr/core/checks.hpp>
+#include <mhr/core/element_type.hpp>
+#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
 /// Scratch memory: the caller owns it, a kernel cuts it up, nothing is allocated in between.
 
 namespace mhr {
-inline namespace MHR_ISA {
 
 /// Alignment of everything taken from a workspace: a cache line, and the widest vector register.
 inline constexpr std::size_t workspace_alignment = 64;
@@ -26,55 +25,81 @@ class workspace {
     workspace() noexcept = default;
 
     /// Cuts up `bytes` bytes at `memory`, of any alignment.
-    workspace(void* memory, std::size_t bytes) noexcept
+    MHR_INLINE workspace(void* memory, std::size_t bytes) noexcept
         : memory_(static_cast<std::byte*>(memory)), capacity_(bytes) {}
 
     /// A contiguous row-major view of uninitialised elements. There must be room: the entry points
     /// check with `require_workspace` beforehand.
     template <class T, std::size_t Rank>
-    [[nodiscard]] tensor_view<T, Rank> take(const std::array<index_t, Rank>& extents) noexcept {
-        std::size_t count = 1;
-        for (index_t extent : extents)
-            count = product(count, static_cast<std::size_t>(extent));
-        const std::size_t bytes = product(count, sizeof(T));
-        // Room for the alignment is counted always: the size told must not depend on the address.
-        used_ = sum(used_, sum(bytes, workspace_alignment));
-        if (memory_ == nullptr) return {nullptr, extents};
-        std::byte* const start = memory_ + (used_ - bytes);
-        const auto beyond = reinterpret_cast<std::uintptr_t>(start) % workspace_alignment;
-        return {static_cast<T*>(static_cast<void*>(start - beyond)), extents};
+    [[nodiscard]] MHR_INLINE tensor_view<T, Rank>
+    take(const std::array<index_t, Rank>& extents) noexcept {
+        return {static_cast<T*>(take_bytes(extents.data(), Rank, sizeof(T))), extents};
+    }
+
+    /// The same, of an element type.
+    template <std::size_t Rank>
+    [[nodiscard]] MHR_INLINE tensor_ref<Rank>
+    take(element_type type, const std::array<index_t, Rank>& extents) noexcept {
+        return {take_bytes(extents.data(), Rank, size_of(type)), type, extents};
     }
 
     /// The same with rows (of the last dimension) that begin at multiples of the alignment, and of
     /// which a kernel can keep many side by side in a cache: rows that are multiples of 2 KiB apart
     /// would share its sets.
+    /// @{
     template <class T, std::size_t Rank>
-    [[nodiscard]] tensor_view<T, Rank>
+    [[nodiscard]] MHR_INLINE tensor_view<T, Rank>
     take_rows(const std::array<index_t, Rank>& extents) noexcept {
-        static_assert(workspace_alignment % sizeof(T) == 0);
-        constexpr auto line = static_cast<index_t>(workspace_alignment / sizeof(T));
-        constexpr index_t set_period = 32;
-        std::array<index_t, Rank> padded = extents;
-        index_t lines = extents[Rank - 1] / line + (extents[Rank - 1] % line != 0);
-        if (lines != 0 && lines % set_period == 0) lines += set_period / 2;
-        padded[Rank - 1] = lines * line;
-        const tensor_view<T, Rank> rows = take<T, Rank>(padded);
+        const tensor_view<T, Rank> rows = take<T, Rank>(padded<Rank>(extents, sizeof(T)));
         return {rows.data(), extents, rows.strides()};
     }
+    template <std::size_t Rank>
+    [[nodiscard]] MHR_INLINE tensor_ref<Rank>
+    take_rows(element_type type, const std::array<index_t, Rank>& extents) noexcept {
+        const tensor_ref<Rank> rows = take<Rank>(type, padded<Rank>(extents, size_of(type)));
+        return {rows.data(), type, extents, rows.strides()};
+    }
+    /// @}
 
     /// Bytes taken so far, padding included (the largest number if that overflowed).
-    [[nodiscard]] std::size_t used() const noexcept { return used_; }
+    [[nodiscard]] MHR_INLINE std::size_t used() const noexcept { return used_; }
 
     /// Bytes of the memory that are not taken yet.
-    [[nodiscard]] std::size_t available() const noexcept { return capacity_ - used_; }
+    [[nodiscard]] MHR_INLINE std::size_t available() const noexcept { return capacity_ - used_; }
 
   private:
     static constexpr std::size_t largest = (std::numeric_limits<std::size_t>::max)();
-    static constexpr std::size_t product(std::size_t a, std::size_t b) noexcept {
+    MHR_INLINE static constexpr std::size_t product(std::size_t a, std::size_t b) noexcept {
         return a != 0 && b > largest / a ? largest : a * b;
     }
-    static constexpr std::size_t sum(std::size_t a, std::size_t b) noexcept {
+    MHR_INLINE static constexpr std::size_t sum(std::size_t a, std::size_t b) noexcept {
         return b > largest - a ? largest : a + b;
+    }
+
+    MHR_INLINE void* take_bytes(const index_t* extents, std::size_t rank,
+                                std::size_t element_size) noexcept {
+        std::size_t bytes = element_size;
+        for (std::size_t axis = 0; axis < rank; ++axis)
+            bytes = product(bytes, static_cast<std::size_t>(extents[axis]));
+        // Room for the alignment is counted always: the size told must not depend on the address.
+        used_ = sum(used_, sum(bytes, workspace_alignment));
+        if (memory_ == nullptr) return nullptr;
+        std::byte* const start = memory_ + (used_ - bytes);
+        return start - reinterpret_cast<std::uintptr_t>(start) % workspace_alignment;
+    }
+
+    /// The extents with longer rows.
+    template <std::size_t Rank>
+    MHR_INLINE static std::array<index_t, Rank> padded(std::array<index_t, Rank> extents,
+                                                       std::size_t element_size) noexcept {
+        constexpr index_t set_period = 32;
+        const auto line = static_cast<index_t>(workspace_alignment / element_size);
+        index_t& columns = extents[Rank - 1];
+        index_t lines = columns / line + (columns % line != 0);
+        if (lines != 0 && lines % set_period == 0) lines += set_period / 2;
+        // Longer ones do not fit a memory as they are.
+        if (lines <= (std::numeric_limits<index_t>::max)() / line) columns = lines * line;
+        return extents;
     }
 
     std::byte* memory_ = nullptr;
@@ -90,27 +115,23 @@ class owned_workspace {
     owned_workspace() = default;
 
     /// Of `bytes` bytes.
-    explicit owned_workspace(std::size_t bytes) : memory_(bytes) {}
+    MHR_INLINE explicit owned_workspace(std::size_t bytes) : memory_(bytes) {}
 
     /// Makes room for `bytes`; what was taken before becomes invalid.
-    void reserve(std::size_t bytes) {
+    MHR_INLINE void reserve(std::size_t bytes) {
         if (bytes > memory_.size()) memory_.resize(bytes);
     }
 
+    /// Bytes of the memory.
+    [[nodiscard]] MHR_INLINE std::size_t size() const noexcept { return memory_.size(); }
+
     /// A fresh workspace over the whole memory.
-    operator workspace() noexcept { return {memory_.data(), memory_.size()}; } // NOLINT: implicit
+    MHR_INLINE operator workspace() noexcept {
+        return {memory_.data(), memory_.size()};
+    } // NOLINT: implicit
 
   private:
-    std::vector<std::byte> memory_;
+    std::vector<std::byte> memory_{};
 };
 
-/// Checks that a workspace has `bytes` bytes left.
-inline void require_workspace(const char* function, const workspace& scratch, std::size_t bytes) {
-    require_that(
-        scratch.available() >= bytes, function, "workspace",
-        [&] { return "at least " + std::to_string(bytes) + " bytes"; },
-        [&] { return std::to_string(scratch.available()); });
-}
-
-} // namespace MHR_ISA
 } // namespace mhr

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include <mhr/core/scalar.hpp>
+#include <mhr/core/sums.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -42,7 +42,7 @@ struct routing_options {
     bool detached_when_off = false;                       ///< gates that are all 0 get no gradient
 };
 
-namespace detail {
+namespace routing_details {
 template <class S, class = void>
 struct is_complex : std::false_type {};
 template <class S>
@@ -56,13 +56,13 @@ auto real_part(const S& value) {
     else
         return value;
 }
-} // namespace detail
+} // namespace routing_details
 
 /// 1 / (1 + exp(-z)), from the side on which exp does not overflow.
 template <class S>
 S sigmoid(const S& z) {
     using std::exp;
-    if (detail::real_part(z) >= 0) return S(1) / (S(1) + exp(-z));
+    if (routing_details::real_part(z) >= 0) return S(1) / (S(1) + exp(-z));
     const S e = exp(z);
     return e / (S(1) + e);
 }
@@ -89,7 +89,7 @@ S gate_value(const routing_options<S>& options, const S& logit, index_t n, index
     if (options.gate != gate_kind::identity) s = sigmoid(s);
     // The value of the rounding, the derivative of the sigmoid: what is added is a constant.
     if (options.gate == gate_kind::straight_through)
-        s += S((2 * detail::real_part(s) > 1 ? 1 : 0) - detail::real_part(s));
+        s += S((2 * routing_details::real_part(s) > 1 ? 1 : 0) - routing_details::real_part(s));
     if (!options.keep.absent()) s *= options.keep(n, h, m) / (S(1) - options.drop_probability);
     return s;
 }
@@ -102,7 +102,8 @@ S gate_slope(const routing_options<S>& options, const S& logit, index_t n, index
     const S z = gate_argument(options, logit, n, h, m);
     S slope = options.gate == gate_kind::identity ? S(1) : sigmoid(z) * sigmoid(-z);
     if (!options.uniforms.absent()) slope /= options.temperature;
-    if (!options.keep.absent()) slope *= options.keep(n, h, m) / (S(1) - options.drop_probability);
+    if (options.keep.data() != nullptr)
+        slope *= options.keep(n, h, m) / (S(1) - options.drop_probability);
     return slope;
 }
 
@@ -112,8 +113,9 @@ template <class S>
 bool is_kept(const std::vector<S>& s, std::size_t module, index_t kept) {
     index_t before = 0;
     for (std::size_t m = 0; m < s.size(); ++m) {
-        const auto difference = detail::real_part(s[m]) - detail::real_part(s[module]);
-        if (difference > 0 || (mhr::detail::is_exactly(difference, 0) && m < module)) ++before;
+        const auto difference =
+            routing_details::real_part(s[m]) - routing_details::real_part(s[module]);
+        if (difference > 0 || (mhr::is_exactly(difference, 0) && m < module)) ++before;
     }
     return before < kept;
 }
@@ -139,7 +141,7 @@ S average_correction(index_t heads, std::size_t modules) {
 template <class S>
 bool is_detached(const routing_options<S>& options, const std::vector<S>& s) {
     for (const S& gate : s)
-        if (!mhr::detail::is_exactly(detail::real_part(gate), 0)) return false;
+        if (!mhr::is_exactly(routing_details::real_part(gate), 0)) return false;
     return options.detached_when_off;
 }
 
@@ -161,7 +163,7 @@ std::vector<S> normalise(const routing_options<S>& options, index_t heads, std::
         break;
     case normaliser_kind::l2:
         divisor = length(s);
-        if (detail::real_part(divisor) < detail::real_part(options.epsilon))
+        if (routing_details::real_part(divisor) < routing_details::real_part(options.epsilon))
             divisor = options.epsilon;
         break;
     case normaliser_kind::softmax:
@@ -196,7 +198,8 @@ std::vector<S> normalise_backward(const routing_options<S>& options, index_t hea
         along_weights += d_w[m] * w[m];
     }
     const S norm = length(s);
-    const bool is_short = detail::real_part(norm) < detail::real_part(options.epsilon);
+    const bool is_short =
+        routing_details::real_part(norm) < routing_details::real_part(options.epsilon);
     std::vector<S> d_s(s.size());
     if (is_detached(options, s)) return d_s;
     for (std::size_t m = 0; m < s.size(); ++m)
@@ -218,7 +221,7 @@ std::vector<S> normalise_backward(const routing_options<S>& options, index_t hea
     return d_s;
 }
 
-namespace detail {
+namespace routing_details {
 template <class S>
 std::vector<S> gates_of_head(const routing_options<S>& options, tensor_view<const S, 3> logits,
                              index_t task, index_t n, index_t h) {
@@ -227,7 +230,7 @@ std::vector<S> gates_of_head(const routing_options<S>& options, tensor_view<cons
         gates.push_back(gate_value(options, logits(task, h, m), n, h, m, logits.extent(2)));
     return gates;
 }
-} // namespace detail
+} // namespace routing_details
 
 /// weights[n, h, .] = annealing normalise(gates of logits[tasks[n], h, .]) + (1 - annealing) /
 /// modules.
@@ -236,8 +239,9 @@ void router_forward(tensor_view<const S, 3> logits, tensor_view<const index_t, 1
                     const routing_options<S>& options, tensor_view<S, 3> weights) {
     for (index_t n = 0; n < weights.extent(0); ++n)
         for (index_t h = 0; h < weights.extent(1); ++h) {
-            const std::vector<S> w = normalise(
-                options, weights.extent(1), detail::gates_of_head(options, logits, tasks(n), n, h));
+            const std::vector<S> w =
+                normalise(options, weights.extent(1),
+                          routing_details::gates_of_head(options, logits, tasks(n), n, h));
             for (index_t m = 0; m < weights.extent(2); ++m)
                 weights(n, h, m) =
                     options.annealing * w[static_cast<std::size_t>(m)] +
@@ -256,9 +260,9 @@ void router_backward(tensor_view<const S, 3> logits, tensor_view<const index_t, 
             std::vector<S> d_w;
             for (index_t m = 0; m < modules; ++m)
                 d_w.push_back(options.annealing * d_weights(n, h, m));
-            const std::vector<S> d_s =
-                normalise_backward(options, d_weights.extent(1),
-                                   detail::gates_of_head(options, logits, tasks(n), n, h), d_w);
+            const std::vector<S> d_s = normalise_backward(
+                options, d_weights.extent(1),
+                routing_details::gates_of_head(options, logits, tasks(n), n, h), d_w);
             for (index_t m = 0; m < modules; ++m)
                 d_logits(tasks(n), h, m) +=
                     d_s[static_cast<std::size_t>(m)] *

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string>
 
-#include <mhr/core/checks.hpp>
+#include <mhr/core/argument_checks.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -18,16 +18,17 @@ inline namespace MHR_ISA {
 /// then cos(n / annealing_steps pi / 2), n from 0 to annealing_steps, so that at `total_steps` the
 /// routing is uniform (up to cos(pi / 2) = 6e-17). As in the code of MHR, step 0 is not annealed.
 ///
-/// Errors: annealing_steps below 0; a step outside [0, total_steps].
+/// These are refused: annealing_steps below 0; a step outside [0, total_steps].
 inline double annealing_at(index_t step, index_t total_steps, index_t annealing_steps) {
-    constexpr const char* function = "annealing_at";
-    require_that(
-        annealing_steps >= 0, function, "annealing_steps", [] { return "0 or more"; },
+    argument_checks checks("annealing_at");
+    checks.expect(
+        annealing_steps >= 0, "annealing_steps", [] { return std::string("0 or more"); },
         [&] { return std::to_string(annealing_steps); });
-    require_that(
-        step >= 0 && step <= total_steps, function, "step",
+    checks.expect(
+        step >= 0 && step <= total_steps, "step",
         [&] { return "0 to " + std::to_string(total_steps); },
         [&] { return std::to_string(step); });
+    checks.raise();
     const index_t n = annealing_steps - (total_steps - step);
     if (n < 0 || step == 0 || annealing_steps == 0) return 1;
     constexpr double half_pi = 1.5707963267948966;

@@ -4,8 +4,10 @@
 #include <limits>
 #include <string>
 
-#include <mhr/core/checks.hpp>
-#include <mhr/core/scalar.hpp>
+#include <mhr/core/argument_checks.hpp>
+#include <mhr/core/element_access.hpp>
+#include <mhr/core/sums.hpp>
+#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/routing/gates.hpp>
 
@@ -14,50 +16,52 @@
 /// compose, as in `shared_module_gate{dropout_gate{sigmoid_gate{}, keep, 0.1}}`.
 
 namespace mhr {
-inline namespace MHR_ISA {
 
 /// s = gate(l + scale noise): noisy logits, as mixtures of experts draw them before a softmax.
-/// `noise` is [entries, heads, modules], usually normal.
-template <class Gate, class U>
+/// `noise` is [entries, heads, modules] of any element type, usually normal.
+template <class Gate>
 struct noisy_gate {
-    Gate gate;               ///< that gets the noisy logits
-    tensor_view<U, 3> noise; ///< [entries, heads, modules]
-    double scale = 1;        ///< of the noise
+    Gate gate;                 ///< that gets the noisy logits
+    const_tensor_ref<3> noise; ///< [entries, heads, modules]
+    double scale = 1;          ///< of the noise
 
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
         return gate.value(noisy(logit, at), at);
     }
     template <class A>
-    A slope(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A slope(A logit, const gate_position& at) const noexcept {
         return gate.slope(noisy(logit, at), at);
     }
-    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
-        gate.validate(function, entries, heads, modules);
-        require_input(function, "gate.noise", noise, {entries, heads, modules});
-        require_that(
+    MHR_INLINE void validate(argument_checks& checks, index_t entries, index_t heads,
+                             index_t modules) const {
+        gate.validate(checks, entries, heads, modules);
+        checks.input("gate.noise", noise, {entries, heads, modules});
+        checks.expect(
             // In f32, where it may be used, it must not overflow.
-            (std::abs)(scale) <= static_cast<double>((std::numeric_limits<float>::max)()), function,
-            "gate.scale", [] { return "a number in the range of f32"; },
+            (std::abs)(scale) <= static_cast<double>((std::numeric_limits<float>::max)()),
+            "gate.scale", [] { return std::string("a number in the range of f32"); },
             [&] { return std::to_string(scale); });
     }
     /// @}
 
   private:
     template <class A>
-    A noisy(A logit, const gate_position& at) const noexcept {
-        return logit + static_cast<A>(scale) * load<A>(noise(at.entry, at.head, at.module));
+    MHR_INLINE A noisy(A logit, const gate_position& at) const noexcept {
+        return logit +
+               static_cast<A>(scale) *
+                   read_number<A>(noise.type(), noise.address_of(at.entry, at.head, at.module));
     }
 };
 
-/// Takes both types from the arguments.
+/// The type is that of the gate.
 /// @{
-template <class Gate, class U>
-noisy_gate(Gate, tensor_view<U, 3>, double) -> noisy_gate<Gate, U>;
-template <class Gate, class U>
-noisy_gate(Gate, tensor_view<U, 3>) -> noisy_gate<Gate, U>;
+template <class Gate>
+noisy_gate(Gate, const_tensor_ref<3>, double) -> noisy_gate<Gate>;
+template <class Gate>
+noisy_gate(Gate, const_tensor_ref<3>) -> noisy_gate<Gate>;
 /// @}
 
 /// s = keep gate(l) / (1 - probability): dropout of modules with a given mask, before they are
@@ -72,29 +76,30 @@ struct dropout_gate {
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
         return kept(at) ? gate.value(logit, at) * factor<A>() : A(0);
     }
     template <class A>
-    A slope(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A slope(A logit, const gate_position& at) const noexcept {
         return kept(at) ? gate.slope(logit, at) * factor<A>() : A(0);
     }
-    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
-        gate.validate(function, entries, heads, modules);
-        require_input(function, "gate.keep", keep, {entries, heads, modules});
-        require_that(
-            probability >= 0 && probability < 1, function, "gate.probability",
-            [] { return "a number from 0 to below 1"; },
+    MHR_INLINE void validate(argument_checks& checks, index_t entries, index_t heads,
+                             index_t modules) const {
+        gate.validate(checks, entries, heads, modules);
+        checks.numbers("gate.keep", keep, {entries, heads, modules});
+        checks.expect(
+            probability >= 0 && probability < 1, "gate.probability",
+            [] { return std::string("a number from 0 to below 1"); },
             [&] { return std::to_string(probability); });
     }
     /// @}
 
   private:
-    bool kept(const gate_position& at) const noexcept {
-        return !detail::is_exactly(keep(at.entry, at.head, at.module), 0);
+    MHR_INLINE bool kept(const gate_position& at) const noexcept {
+        return !is_exactly(keep(at.entry, at.head, at.module), 0);
     }
     template <class A>
-    A factor() const noexcept {
+    MHR_INLINE A factor() const noexcept {
         return static_cast<A>(1 / (1 - probability));
     }
 };
@@ -111,25 +116,27 @@ struct shared_module_gate {
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
         return is_shared(at) ? A(1) : gate.value(logit, at);
     }
     template <class A>
-    A slope(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A slope(A logit, const gate_position& at) const noexcept {
         return is_shared(at) ? A(0) : gate.slope(logit, at);
     }
-    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
-        gate.validate(function, entries, heads, modules);
+    MHR_INLINE void validate(argument_checks& checks, index_t entries, index_t heads,
+                             index_t modules) const {
+        gate.validate(checks, entries, heads, modules);
     }
     /// @}
 
   private:
-    static bool is_shared(const gate_position& at) noexcept { return at.module == at.modules - 1; }
+    MHR_INLINE static bool is_shared(const gate_position& at) noexcept {
+        return at.module == at.modules - 1;
+    }
 };
 
-/// Takes the type from the argument.
+/// The type is that of the argument.
 template <class Gate>
 shared_module_gate(Gate) -> shared_module_gate<Gate>;
 
-} // namespace MHR_ISA
 } // namespace mhr

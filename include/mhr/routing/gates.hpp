@@ -4,9 +4,9 @@
 #include <limits>
 #include <string>
 
-#include <mhr/core/checks.hpp>
-#include <mhr/core/scalar.hpp>
-#include <mhr/core/tensor_view.hpp>
+#include <mhr/core/argument_checks.hpp>
+#include <mhr/core/element_access.hpp>
+#include <mhr/core/tensor_ref.hpp>
 
 /// \file
 /// Gates: how one logit becomes how far a module is switched on. What a head's gates become then is
@@ -15,12 +15,12 @@
 /// A gate is a small value with
 ///   - `value(logit, position)`, the gate s;
 ///   - `slope(logit, position)`, ds / d logit;
-///   - `validate(function, entries, heads, modules)`, called once by the entry points,
-/// computed in the type of `logit`. The router's kernels call nothing else, so that a gate may wrap
-/// another one (routing/gate_wrappers.hpp).
+///   - `validate(checks, entries, heads, modules)`, called once by the entry points with their
+///     argument_checks,
+/// computed in the type of `logit`, which is float or double. The router calls nothing else, so
+/// that a gate may wrap another one (routing/gate_wrappers.hpp).
 
 namespace mhr {
-inline namespace MHR_ISA {
 
 /// Which weight of [entries, heads, modules] a gate is asked for.
 struct gate_position {
@@ -30,7 +30,8 @@ struct gate_position {
     index_t modules; ///< how many there are
 };
 
-namespace detail {
+inline namespace MHR_ISA {
+namespace gate_details {
 
 /// sigmoid(z) without overflow: exp is only taken of numbers that are not positive.
 template <class A>
@@ -46,21 +47,22 @@ A sigmoid_slope(A z) noexcept {
     return e / ((1 + e) * (1 + e));
 }
 
-} // namespace detail
+} // namespace gate_details
+} // namespace MHR_ISA
 
 /// s = l: for the normalisers that work on logits (softmax, L2).
 struct identity_gate {
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position&) const noexcept {
+    MHR_INLINE A value(A logit, const gate_position&) const noexcept {
         return logit;
     }
     template <class A>
-    A slope(A, const gate_position&) const noexcept {
+    MHR_INLINE A slope(A, const gate_position&) const noexcept {
         return A(1);
     }
-    void validate(const char*, index_t, index_t, index_t) const noexcept {}
+    MHR_INLINE void validate(argument_checks&, index_t, index_t, index_t) const noexcept {}
     /// @}
 };
 
@@ -69,14 +71,14 @@ struct sigmoid_gate {
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position&) const noexcept {
-        return detail::stable_sigmoid(logit);
+    MHR_INLINE A value(A logit, const gate_position&) const noexcept {
+        return gate_details::stable_sigmoid(logit);
     }
     template <class A>
-    A slope(A logit, const gate_position&) const noexcept {
-        return detail::sigmoid_slope(logit);
+    MHR_INLINE A slope(A logit, const gate_position&) const noexcept {
+        return gate_details::sigmoid_slope(logit);
     }
-    void validate(const char*, index_t, index_t, index_t) const noexcept {}
+    MHR_INLINE void validate(argument_checks&, index_t, index_t, index_t) const noexcept {}
     /// @}
 };
 
@@ -90,15 +92,15 @@ struct straight_through_gate {
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position&) const noexcept {
+    MHR_INLINE A value(A logit, const gate_position&) const noexcept {
         // Not logit > 0: a logit so small that its sigmoid rounds to 1/2 is off, as in PyTorch.
-        return std::rint(detail::stable_sigmoid(logit));
+        return std::rint(gate_details::stable_sigmoid(logit));
     }
     template <class A>
-    A slope(A logit, const gate_position&) const noexcept {
-        return detail::sigmoid_slope(logit);
+    MHR_INLINE A slope(A logit, const gate_position&) const noexcept {
+        return gate_details::sigmoid_slope(logit);
     }
-    void validate(const char*, index_t, index_t, index_t) const noexcept {}
+    MHR_INLINE void validate(argument_checks&, index_t, index_t, index_t) const noexcept {}
     /// @}
 };
 
@@ -106,54 +108,46 @@ struct straight_through_gate {
 /// ("Gumbel-sigmoid") distribution (Maddison et al. 2017, arXiv 1611.00712), as Polytropon uses it
 /// (Ponti et al. 2023, arXiv 2202.13914).
 ///
-/// `uniforms` is [entries, heads, modules], one draw for each weight (routing/noise.hpp draws
-/// them); it is moved off 0 and 1 by the machine epsilon of the arithmetic. The logit itself
-/// enters, where PyTorch's RelaxedBernoulli clamps sigmoid(l) at the machine epsilon and so cuts
-/// logits beyond +-36 (f64) or +-16 (f32): inside those bounds both are the same function.
-template <class U>
+/// `uniforms` is [entries, heads, modules] of any element type, one draw for each weight
+/// (routing/noise.hpp draws them); it is moved off 0 and 1 by the machine epsilon of the
+/// arithmetic. The logit itself enters, where PyTorch's RelaxedBernoulli clamps sigmoid(l) at the
+/// machine epsilon and so cuts logits beyond +-36 (f64) or +-16 (f32): inside those bounds both are
+/// the same function.
 struct gumbel_sigmoid_gate {
-    tensor_view<U, 3> uniforms; ///< [entries, heads, modules], from 0 to 1
-    double temperature = 1;     ///< the lower, the closer to 0 or 1 are the samples
+    const_tensor_ref<3> uniforms; ///< [entries, heads, modules], from 0 to 1
+    double temperature = 1;       ///< the lower, the closer to 0 or 1 are the samples
 
     /// What every gate has (see gates.hpp).
     /// @{
     template <class A>
-    A value(A logit, const gate_position& at) const noexcept {
-        return detail::stable_sigmoid(argument(logit, at));
+    MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
+        return gate_details::stable_sigmoid(argument(logit, at));
     }
     template <class A>
-    A slope(A logit, const gate_position& at) const noexcept {
-        return detail::sigmoid_slope(argument(logit, at)) / static_cast<A>(temperature);
+    MHR_INLINE A slope(A logit, const gate_position& at) const noexcept {
+        return gate_details::sigmoid_slope(argument(logit, at)) / static_cast<A>(temperature);
     }
-    void validate(const char* function, index_t entries, index_t heads, index_t modules) const {
-        require_input(function, "gate.uniforms", uniforms, {entries, heads, modules});
-        require_that(
+    MHR_INLINE void validate(argument_checks& checks, index_t entries, index_t heads,
+                             index_t modules) const {
+        checks.input("gate.uniforms", uniforms, {entries, heads, modules});
+        checks.expect(
             // In f32, where it may be used, it must neither vanish nor overflow.
             temperature >= static_cast<double>((std::numeric_limits<float>::min)()) &&
                 temperature <= static_cast<double>((std::numeric_limits<float>::max)()),
-            function, "gate.temperature",
-            [] { return "a positive number in the normal range of f32"; },
+            "gate.temperature",
+            [] { return std::string("a positive number in the normal range of f32"); },
             [&] { return std::to_string(temperature); });
     }
     /// @}
 
   private:
     template <class A>
-    A argument(A logit, const gate_position& at) const noexcept {
+    MHR_INLINE A argument(A logit, const gate_position& at) const noexcept {
         constexpr A epsilon = std::numeric_limits<A>::epsilon();
-        A u = load<A>(uniforms(at.entry, at.head, at.module));
+        A u = read_number<A>(uniforms.type(), uniforms.address_of(at.entry, at.head, at.module));
         u = u < epsilon ? epsilon : u > 1 - epsilon ? 1 - epsilon : u;
         return (logit + std::log(u) - std::log1p(-u)) / static_cast<A>(temperature);
     }
 };
 
-/// Takes U from the uniforms.
-/// @{
-template <class U>
-gumbel_sigmoid_gate(tensor_view<U, 3>, double) -> gumbel_sigmoid_gate<U>;
-template <class U>
-gumbel_sigmoid_gate(tensor_view<U, 3>) -> gumbel_sigmoid_gate<U>;
-/// @}
-
-} // namespace MHR_ISA
 } // namespace mhr

@@ -5,9 +5,10 @@
 #include <cstddef>
 #include <string>
 
-#include <mhr/core/checks.hpp>
-#include <mhr/core/scalar.hpp>
-#include <mhr/core/tensor_view.hpp>
+#include <mhr/core/argument_checks.hpp>
+#include <mhr/core/element_access.hpp>
+#include <mhr/core/sums.hpp>
+#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/workspace.hpp>
 #include <mhr/routing/gates.hpp>
 
@@ -28,24 +29,43 @@
 namespace mhr {
 inline namespace MHR_ISA {
 
-namespace detail {
+namespace prior_details {
 
-/// True if the allocation switches the module on.
-template <class L>
-bool is_allocated(const tensor_view<L, 3>& logits, index_t task, index_t head,
-                  index_t module) noexcept {
-    using A = accumulator_t<L>;
-    const A gate = straight_through_gate{}.value(
-        load<A>(logits(task, head, module)), gate_position{task, head, module, logits.extent(2)});
-    return !is_exactly(gate, 0);
+/// The logits of all tasks for one column, a module of a head.
+template <class A>
+element_row<A> column_of(const const_tensor_ref<3>& logits, index_t head, index_t module) noexcept {
+    return {logits.type(), logits.address_of(0, head, module), logits.stride(0), logits.extent(0)};
 }
 
-template <class L>
-index_t count_users(const tensor_view<L, 3>& logits, index_t head, index_t module) noexcept {
+/// True if the allocation switches a module of this logit on.
+template <class A>
+bool is_allocated(A logit) noexcept {
+    return !is_exactly(straight_through_gate{}.value(logit, gate_position{0, 0, 0, 1}), 0);
+}
+
+/// The number of tasks that use a column. Forward and backward count in the type of the logits, so
+/// that they agree.
+inline index_t count_users(const const_tensor_ref<3>& logits, index_t head,
+                           index_t module) noexcept {
     index_t users = 0;
-    for (index_t task = 0; task < logits.extent(0); ++task)
-        users += is_allocated(logits, task, head, module) ? 1 : 0;
+    with_sums(sums_of(logits.type(), logits.type()), [&](auto zero) {
+        const auto column = column_of<decltype(zero)>(logits, head, module);
+        for (index_t task = 0; task < logits.extent(0); ++task)
+            users += is_allocated(column[task]) ? 1 : 0;
+    });
     return users;
+}
+
+/// The first of the tasks that use a column; there is one.
+inline index_t first_user(const const_tensor_ref<3>& logits, index_t head,
+                          index_t module) noexcept {
+    index_t first = 0;
+    with_sums(sums_of(logits.type(), logits.type()), [&](auto zero) {
+        const auto column = column_of<decltype(zero)>(logits, head, module);
+        while (!is_allocated(column[first]))
+            ++first;
+    });
+    return first;
 }
 
 /// H_n = 1 + 1/2 + .. + 1/n
@@ -64,7 +84,7 @@ inline double log_factorial(index_t n) noexcept {
     return sum;
 }
 
-} // namespace detail
+} // namespace prior_details
 
 /// Bytes of workspace that indian_buffet_prior_forward needs.
 inline std::size_t indian_buffet_prior_workspace_size(index_t tasks) noexcept {
@@ -77,34 +97,34 @@ inline std::size_t indian_buffet_prior_workspace_size(index_t tasks) noexcept {
 ///
 /// logits [tasks, heads, modules]; concentration positive (alpha; 3 in the published code).
 ///
-/// Needs the workspace of `indian_buffet_prior_workspace_size`. Errors: a shape, the concentration,
-/// the workspace. Cost: tasks heads modules gates.
-template <class L>
-double indian_buffet_prior_forward(tensor_view<L, 3> logits, double concentration,
-                                   workspace scratch) {
-    constexpr const char* function = "indian_buffet_prior_forward";
-    require_input(function, "logits", logits, {any_extent, any_extent, any_extent});
-    require_that(
-        concentration > 0 && std::isfinite(concentration), function, "concentration",
-        [] { return "a positive number"; }, [&] { return std::to_string(concentration); });
+/// It needs the workspace of `indian_buffet_prior_workspace_size`. These are refused: logits of
+/// negative extents or without memory; a concentration that is not positive and finite; less
+/// workspace. The cost is tasks heads modules gates.
+inline double indian_buffet_prior_forward(const const_tensor_ref<3>& logits, double concentration,
+                                          workspace scratch) {
+    argument_checks checks("indian_buffet_prior_forward");
+    checks.input("logits", logits);
+    checks.expect(
+        concentration > 0 && std::isfinite(concentration), "concentration",
+        [] { return std::string("a positive number"); },
+        [&] { return std::to_string(concentration); });
     const index_t tasks = logits.extent(0);
-    require_workspace(function, scratch, indian_buffet_prior_workspace_size(tasks));
+    if (checks.passed()) checks.workspace_size(scratch, indian_buffet_prior_workspace_size(tasks));
+    checks.raise();
 
     const auto first_used = scratch.take<index_t, 1>({tasks}); // columns, by their first user
     std::fill_n(first_used.data(), tasks, index_t{0});
-    double result = concentration * detail::harmonic_number(tasks);
-    const double all = detail::log_factorial(tasks);
+    double result = concentration * prior_details::harmonic_number(tasks);
+    const double all = prior_details::log_factorial(tasks);
     for (index_t h = 0; h < logits.extent(1); ++h)
         for (index_t m = 0; m < logits.extent(2); ++m) {
-            const index_t users = detail::count_users(logits, h, m);
+            const index_t users = prior_details::count_users(logits, h, m);
             if (users == 0) continue;
-            index_t first = 0;
-            while (!detail::is_allocated(logits, first, h, m))
-                ++first;
             // The product of 1, 2, .., new_n is new_n!.
+            const index_t first = prior_details::first_user(logits, h, m);
             result += std::log(static_cast<double>(++first_used(first)));
-            result += all - std::log(concentration) - detail::log_factorial(tasks - users) -
-                      detail::log_factorial(users - 1);
+            result += all - std::log(concentration) - prior_details::log_factorial(tasks - users) -
+                      prior_details::log_factorial(users - 1);
         }
     return result;
 }
@@ -116,27 +136,32 @@ double indian_buffet_prior_forward(tensor_view<L, 3> logits, double concentratio
 ///
 /// d_logits [tasks, heads, modules] accumulates; factor is the derivative of the loss by the prior.
 ///
-/// Errors: a shape; overlapping elements of d_logits. Cost: 2 tasks heads modules gates.
-template <class L, class DL>
-void indian_buffet_prior_backward(tensor_view<L, 3> logits, double factor,
-                                  tensor_view<DL, 3> d_logits) {
-    constexpr const char* function = "indian_buffet_prior_backward";
-    require_input(function, "logits", logits, {any_extent, any_extent, any_extent});
-    require_output(function, "d_logits", d_logits, logits.extents());
-    using A = accumulator_t<L, DL>;
+/// These are refused: logits of negative extents or without memory; d_logits of another shape, or
+/// of which elements overlap. The cost is 2 tasks heads modules gates.
+inline void indian_buffet_prior_backward(const const_tensor_ref<3>& logits, double factor,
+                                         const tensor_ref<3>& d_logits) {
+    argument_checks checks("indian_buffet_prior_backward");
+    checks.input("logits", logits);
+    checks.output("d_logits", d_logits, logits.extents());
+    checks.raise();
     const index_t tasks = logits.extent(0);
-    for (index_t h = 0; h < logits.extent(1); ++h)
-        for (index_t m = 0; m < logits.extent(2); ++m) {
-            const index_t users = detail::count_users(logits, h, m);
-            if (users == 0) continue;
-            const auto d_use = static_cast<A>(factor * (detail::harmonic_number(tasks - users) -
-                                                        detail::harmonic_number(users - 1)));
-            for (index_t n = 0; n < tasks; ++n) {
-                const A slope = straight_through_gate{}.slope(
-                    load<A>(logits(n, h, m)), gate_position{n, h, m, logits.extent(2)});
-                d_logits(n, h, m) = store<DL>(load<A>(d_logits(n, h, m)) + d_use * slope);
+    with_sums(sums_of(logits.type(), d_logits.type()), [&](auto zero) {
+        using A = decltype(zero);
+        for (index_t h = 0; h < logits.extent(1); ++h)
+            for (index_t m = 0; m < logits.extent(2); ++m) {
+                const index_t users = prior_details::count_users(logits, h, m);
+                if (users == 0) continue;
+                const auto column = prior_details::column_of<A>(logits, h, m);
+                const auto d_use =
+                    static_cast<A>(factor * (prior_details::harmonic_number(tasks - users) -
+                                             prior_details::harmonic_number(users - 1)));
+                const element_row_output<A> d_column(d_logits.type(), d_logits.address_of(0, h, m),
+                                                     d_logits.stride(0));
+                for (index_t n = 0; n < tasks; ++n)
+                    d_column.add(n, d_use * straight_through_gate{}.slope(
+                                                column[n], gate_position{n, h, m, 1}));
             }
-        }
+    });
 }
 
 } // namespace MHR_ISA

@@ -1,89 +1,44 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <cstdint>
 
-#include <mhr/core/checks.hpp>
-#include <mhr/core/scalar.hpp>
-#include <mhr/core/tensor_view.hpp>
+#include <mhr/core/argument_checks.hpp>
+#include <mhr/core/element_access.hpp>
+#include <mhr/core/random.hpp>
+#include <mhr/core/tensor_ref.hpp>
 
 /// \file
-/// Uniform noise from any standard random engine, the same with every standard library (the
-/// engines are specified to the bit; the distributions of `<random>` are not, and are not used).
+/// Noise of the Gumbel-sigmoid gate.
 
 namespace mhr {
 inline namespace MHR_ISA {
 
-namespace detail {
-
-/// The next `count` <= 64 random bits of an engine. An engine whose range is no power of two has
-/// the draws beyond the largest power of two rejected, so that all bits are fair.
-template <class Engine>
-std::uint64_t draw_bits(Engine& engine, int count) {
-    static_assert((Engine::max)() > (Engine::min)(),
-                  "mhr: the engine must have more than one value");
-    constexpr std::uint64_t range =
-        static_cast<std::uint64_t>((Engine::max)()) - static_cast<std::uint64_t>((Engine::min)());
-    constexpr int bits = [] {
-        // floor(log2(range + 1)), where range + 1 may be 2^64.
-        int result = 0;
-        for (std::uint64_t rest = range; rest > 0; rest >>= 1)
-            ++result;
-        return range == ~std::uint64_t{0} || ((range + 1) & range) == 0 ? result : result - 1;
-    }();
-    std::uint64_t drawn = 0;
-    for (int missing = count; missing > 0;) {
-        std::uint64_t value =
-            static_cast<std::uint64_t>(engine()) - static_cast<std::uint64_t>((Engine::min)());
-        if (bits < 64 && value >> (bits % 64) != 0) continue;
-        const int take = missing < bits ? missing : bits;
-        value >>= (bits - take);
-        drawn = take == 64 ? value : (drawn << take) | value;
-        missing -= take;
-    }
-    return drawn;
-}
-
-/// A uniform number inside (0, 1), never 0 or 1: (k + 1/2) / 2^n, exact in the type. A draw takes
-/// n = 52 bits for f64, 23 for f32, and 7 for a 16-bit type (whose significand may be bf16's).
-template <class A, int Bits, class Engine>
-A draw_uniform(Engine& engine) {
-    const std::uint64_t k = draw_bits(engine, Bits);
-    return (static_cast<A>(k) + A(0.5)) / static_cast<A>(std::uint64_t{1} << Bits);
-}
-
-/// Calls `f` with each element, in row-major order of the indices whatever the strides.
-template <class T, std::size_t Rank, class F>
-void for_each_element(tensor_view<T, Rank> view, F&& f) {
-    for (index_t i = 0; i < view.extent(0); ++i)
-        if constexpr (Rank == 1)
-            f(view(i));
-        else
-            for_each_element(view.slice(0, i), f);
-}
-
-/// Fills a view with uniform numbers in (-bound, bound).
-template <class Engine, class T, std::size_t Rank>
-void draw_symmetric(Engine& engine, double bound, tensor_view<T, Rank> values) {
-    for_each_element(values, [&](T& value) {
-        value = store<T>(bound * (2 * draw_uniform<double, 52>(engine) - 1));
+/// Fills a tensor with uniform numbers inside (0, 1), never 0 or 1, in row-major order of its
+/// indices whatever the strides: (k + 1/2) / 2^n, where a draw takes n = 52 bits for f64, 23 for
+/// f32, and 7 for bf16 and f16 alike. They are the same with every standard library.
+///
+/// `engine` is any uniform random bit generator, such as std::mt19937_64. The rank is told where
+/// the tensor is written in braces or is a view: `draw_uniforms<3>(engine, {u, {n, heads,
+/// modules}})`.
+///
+/// These are refused: uniforms of negative extents, without memory, or of which elements overlap.
+template <std::size_t Rank, class Engine>
+void draw_uniforms(Engine& engine, const tensor_ref<Rank>& uniforms) {
+    argument_checks checks("draw_uniforms");
+    checks.output("uniforms", uniforms, argument_checks::any_extents<Rank>());
+    checks.raise();
+    const element_type type = uniforms.type();
+    for_each_element(uniforms, [&](void* to) {
+        switch (type) {
+        case element_type::f64:
+            return write_number(type, to, draw_uniform<double, 52>(engine));
+        case element_type::f32:
+            return write_number(type, to, draw_uniform<float, 23>(engine));
+        case element_type::bf16:
+        case element_type::f16:
+            return write_number(type, to, draw_uniform<float, 7>(engine));
+        }
     });
-}
-
-} // namespace detail
-
-/// Fills a view with uniform numbers inside (0, 1), in row-major order of its indices whatever the
-/// strides. `engine` is any uniform random bit generator, such as std::mt19937_64.
-template <class Engine, class U, std::size_t Rank>
-void draw_uniforms(Engine& engine, tensor_view<U, Rank> uniforms) {
-    std::array<index_t, Rank> any;
-    any.fill(any_extent);
-    require_output("draw_uniforms", "uniforms", uniforms, any);
-    using A = accumulator_t<U>;
-    constexpr int bits = sizeof(U) == 2 ? 7 : sizeof(U) == 4 ? 23 : 52;
-    detail::for_each_element(
-        uniforms, [&](U& value) { value = store<U>(detail::draw_uniform<A, bits>(engine)); });
 }
 
 } // namespace MHR_ISA

@@ -5,8 +5,8 @@
 #include <limits>
 #include <string>
 
-#include <mhr/core/checks.hpp>
-#include <mhr/core/scalar.hpp>
+#include <mhr/core/argument_checks.hpp>
+#include <mhr/core/sums.hpp>
 #include <mhr/core/tensor_view.hpp>
 
 /// \file
@@ -17,13 +17,14 @@
 ///     gate;
 ///   - `backward<A>(shape, s, d_w, add)`: calls `add(module, d_s)` for each module that gets a
 ///     gradient;
-///   - `validate(function, heads, modules)`, called once by the entry points.
+///   - `validate(checks, heads, modules)`, called once by the entry points with their
+///     argument_checks.
+/// A is float or double, the type of sums.
 /// `s` and `d_w` are functions that are called as often as need be: nothing is stored. What is
 /// multiplied with a gate or weight of 0 is left out of sums: the gradient of a weight that is not
 /// used may be one of a module that is not finite.
 
 namespace mhr {
-inline namespace MHR_ISA {
 
 /// The sizes that a normaliser may depend on.
 struct routing_shape {
@@ -39,7 +40,7 @@ inline constexpr double normaliser_epsilon = 1e-12;
 struct sum_normaliser {
     /// The weights of one head.
     template <class A, class S, class Put>
-    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+    MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         A sum = static_cast<A>(normaliser_epsilon);
         for (index_t m = 0; m < shape.modules; ++m)
             sum += s(m);
@@ -51,42 +52,42 @@ struct sum_normaliser {
     /// have a slope there, and so logits get gradients of order 1e11:
     /// detached_when_off_normaliser gives none.
     template <class A, class S, class D, class Add>
-    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+    MHR_INLINE void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         A sum = static_cast<A>(normaliser_epsilon);
         A weighted = 0;
         for (index_t m = 0; m < shape.modules; ++m) {
             const A gate = s(m);
             sum += gate;
-            if (!detail::is_exactly(gate, 0)) weighted += gate * d_w(m);
+            if (!is_exactly(gate, 0)) weighted += gate * d_w(m);
         }
         const A mean = weighted / sum;
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, (d_w(m) - mean) / sum);
     }
     /// Nothing can be wrong.
-    void validate(const char*, index_t, index_t) const noexcept {}
+    MHR_INLINE void validate(argument_checks&, index_t, index_t) const noexcept {}
 };
 
 /// w = s sqrt(heads / modules): no normalisation, but the "average correction" of the code of MHR.
 struct average_correction_normaliser {
     /// The weights of one head.
     template <class A, class S, class Put>
-    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+    MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         for (index_t m = 0; m < shape.modules; ++m)
             put(m, s(m) * factor<A>(shape));
     }
     /// d_s = d_w sqrt(heads / modules)
     template <class A, class S, class D, class Add>
-    void backward(const routing_shape& shape, S&&, D&& d_w, Add&& add) const noexcept {
+    MHR_INLINE void backward(const routing_shape& shape, S&&, D&& d_w, Add&& add) const noexcept {
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, d_w(m) * factor<A>(shape));
     }
     /// Nothing can be wrong.
-    void validate(const char*, index_t, index_t) const noexcept {}
+    MHR_INLINE void validate(argument_checks&, index_t, index_t) const noexcept {}
 
   private:
     template <class A>
-    static A factor(const routing_shape& shape) noexcept {
+    MHR_INLINE static A factor(const routing_shape& shape) noexcept {
         return std::sqrt(static_cast<A>(shape.heads) / static_cast<A>(shape.modules));
     }
 };
@@ -97,32 +98,32 @@ struct average_correction_normaliser {
 struct l2_normaliser {
     /// The weights of one head.
     template <class A, class S, class Put>
-    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+    MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const A length = (std::max)(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
         for (index_t m = 0; m < shape.modules; ++m)
             put(m, s(m) / length);
     }
     /// d_s = (d_w - w sum of w d_w) / ||s||
     template <class A, class S, class D, class Add>
-    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+    MHR_INLINE void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         constexpr A epsilon = static_cast<A>(normaliser_epsilon);
         const A length = length_of<A>(shape, s);
         const bool is_short = length < epsilon;
         A along = 0;
         for (index_t m = 0; m < shape.modules && !is_short; ++m)
-            if (!detail::is_exactly(s(m), 0)) along += s(m) / length * d_w(m);
+            if (!is_exactly(s(m), 0)) along += s(m) / length * d_w(m);
         for (index_t m = 0; m < shape.modules; ++m)
             add(m, is_short ? d_w(m) / epsilon : (d_w(m) - s(m) / length * along) / length);
     }
     /// Nothing can be wrong.
-    void validate(const char*, index_t, index_t) const noexcept {}
+    MHR_INLINE void validate(argument_checks&, index_t, index_t) const noexcept {}
 
   private:
     /// Of s over a power of two near its largest element, so that squares neither overflow nor
     /// vanish. (By scalbn: a compiler that may regroup sums would make one division of squares of
     /// two divisions.)
     template <class A, class S>
-    static A length_of(const routing_shape& shape, S& s) noexcept {
+    MHR_INLINE static A length_of(const routing_shape& shape, S& s) noexcept {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             largest = (std::max)(largest, (std::abs)(s(m)));
@@ -142,35 +143,35 @@ struct l2_normaliser {
 /// others get weight 0 and no gradient. For logits (identity_gate, or noisy_gate round it). By
 /// default all modules are kept.
 ///
-/// Cost: kept passes over the modules (one if all are kept).
+/// The cost is `kept` passes over the modules (one if all are kept).
 struct softmax_normaliser {
     index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
     /// The weights of one head.
     template <class A, class S, class Put>
-    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+    MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const selection<A> chosen = select<A>(shape, s);
         for (index_t m = 0; m < shape.modules; ++m)
             put(m, chosen.weight(m, s(m)));
     }
     /// d_s = w (d_w - sum of w d_w)
     template <class A, class S, class D, class Add>
-    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+    MHR_INLINE void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         const selection<A> chosen = select<A>(shape, s);
         A mean = 0;
         for (index_t m = 0; m < shape.modules; ++m) {
             const A weight = chosen.weight(m, s(m));
-            if (!detail::is_exactly(weight, 0)) mean += weight * d_w(m);
+            if (!is_exactly(weight, 0)) mean += weight * d_w(m);
         }
         for (index_t m = 0; m < shape.modules; ++m) {
             const A weight = chosen.weight(m, s(m));
-            if (!detail::is_exactly(weight, 0)) add(m, weight * (d_w(m) - mean));
+            if (!is_exactly(weight, 0)) add(m, weight * (d_w(m) - mean));
         }
     }
-    /// Errors: a number of kept modules below 1.
-    void validate(const char* function, index_t, index_t) const {
-        require_that(
-            kept >= 1, function, "normaliser.kept", [] { return "1 or more"; },
+    /// This is refused: a number of kept modules below 1.
+    MHR_INLINE void validate(argument_checks& checks, index_t, index_t) const {
+        checks.expect(
+            kept >= 1, "normaliser.kept", [] { return std::string("1 or more"); },
             [&] { return std::to_string(kept); });
     }
 
@@ -186,20 +187,22 @@ struct softmax_normaliser {
         A sum = 0;
 
         // NaN counts as kept, so that it shows in the weights rather than being lost.
-        bool has(index_t m, A s) const noexcept {
+        MHR_INLINE bool has(index_t m, A s) const noexcept {
             if (has_all) return true;
             if (last_module < 0) return std::isnan(s);
-            return !(s < last) && !(detail::is_exactly(s, last) && m > last_module);
+            return !(s < last) && !(is_exactly(s, last) && m > last_module);
         }
         // Not s - largest alone, which is NaN for two infinities.
-        A exponential(A s) const noexcept {
-            return detail::is_exactly(s, largest) ? A(1) : std::exp(s - largest);
+        MHR_INLINE A exponential(A s) const noexcept {
+            return is_exactly(s, largest) ? A(1) : std::exp(s - largest);
         }
-        A weight(index_t m, A s) const noexcept { return has(m, s) ? exponential(s) / sum : A(0); }
+        MHR_INLINE A weight(index_t m, A s) const noexcept {
+            return has(m, s) ? exponential(s) / sum : A(0);
+        }
     };
 
     template <class A, class S>
-    selection<A> select(const routing_shape& shape, S& s) const noexcept {
+    MHR_INLINE selection<A> select(const routing_shape& shape, S& s) const noexcept {
         selection<A> chosen{kept >= shape.modules};
         for (index_t m = 0; m < shape.modules; ++m)
             chosen.largest = m == 0 ? s(m) : (std::max)(chosen.largest, s(m));
@@ -231,25 +234,24 @@ struct detached_when_off_normaliser {
     /// What every normaliser has (see above).
     /// @{
     template <class A, class S, class Put>
-    void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
+    MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         normaliser.template forward<A>(shape, s, put);
     }
     template <class A, class S, class D, class Add>
-    void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
+    MHR_INLINE void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
         bool is_off = true;
         for (index_t m = 0; m < shape.modules && is_off; ++m)
-            is_off = detail::is_exactly(s(m), 0);
+            is_off = is_exactly(s(m), 0);
         if (!is_off) normaliser.template backward<A>(shape, s, d_w, add);
     }
-    void validate(const char* function, index_t heads, index_t modules) const {
-        normaliser.validate(function, heads, modules);
+    MHR_INLINE void validate(argument_checks& checks, index_t heads, index_t modules) const {
+        normaliser.validate(checks, heads, modules);
     }
     /// @}
 };
 
-/// Takes the type from the argument.
+/// The type is that of the argument.
 template <class Normaliser>
 detached_when_off_normaliser(Normaliser) -> detached_when_off_normaliser<Normaliser>;
 
-} // namespace MHR_ISA
 } // namespace mhr

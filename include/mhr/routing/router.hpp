@@ -5,10 +5,12 @@
 #include <string>
 #include <type_traits>
 
-#include <mhr/core/checks.hpp>
+#include <mhr/batch/task_ids.hpp>
+#include <mhr/core/argument_checks.hpp>
+#include <mhr/core/element_access.hpp>
 #include <mhr/core/executor.hpp>
-#include <mhr/core/scalar.hpp>
-#include <mhr/core/task_ids.hpp>
+#include <mhr/core/sums.hpp>
+#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/routing/gates.hpp>
 #include <mhr/routing/normalisers.hpp>
@@ -17,9 +19,11 @@
 /// The router: from a table of logits to the weights with which modules are mixed, and back.
 /// One router may serve a layer, a block or the whole model: run the forward once, let every layer
 /// add to the same d_weights, run the backward once.
+///
+/// It sums in f64 if one of the tensors of the call is f64, else in f32. What a gate holds, such as
+/// noise, is converted to that.
 
 namespace mhr {
-inline namespace MHR_ISA {
 
 /// How logits become weights: a gate for each module, a normaliser for each head, then annealing
 /// to uniform, w = annealing w' + (1 - annealing) / modules, with 1 for none (routing/annealing.hpp
@@ -41,34 +45,118 @@ template <class Gate, class Normaliser>
 routing_rule(Gate, Normaliser, double) -> routing_rule<Gate, Normaliser>;
 /// @}
 
-namespace detail {
+inline namespace MHR_ISA {
+namespace router_details {
 
-/// Checks ids into a table of so many tasks; core/task_ids.hpp has the rule.
+/// Checks ids into a table of so many tasks, by the rule of batch/task_ids.hpp.
 template <class Id>
-void check_task_ids(const char* function, const tensor_view<Id, 1>& tasks, index_t table_tasks) {
+void check_tasks(argument_checks& checks, const tensor_view<Id, 1>& tasks, index_t table_tasks) {
     using V = std::remove_const_t<Id>;
-    const auto largest = (std::min)(std::int64_t{table_tasks} - 1, largest_task<V>());
-    require_input(function, "tasks", tasks, {any_extent});
-    for (index_t entry = 0; entry < tasks.extent(0); ++entry)
-        require_that(
-            is_task<V>(tasks(entry)) && static_cast<std::int64_t>(tasks(entry)) <= largest,
-            function, "tasks", [&] { return "ids from 0 to " + std::to_string(largest); },
-            [&] { return task_id_text(tasks, entry); });
+    const auto largest = (std::min)(std::int64_t{table_tasks} - 1, task_details::largest_task<V>());
+    checks.numbers("tasks", tasks, {any_extent});
+    for (index_t entry = 0; checks.passed() && entry < tasks.extent(0); ++entry)
+        checks.expect(
+            task_details::is_task<V>(tasks(entry)) &&
+                static_cast<std::int64_t>(tasks(entry)) <= largest,
+            "tasks", [&] { return "ids from 0 to " + std::to_string(largest); },
+            [&] { return task_details::task_id_text(tasks, entry); });
 }
 
-template <class L, class Id, class Gate, class Normaliser>
-void check_router(const char* function, const tensor_view<L, 3>& logits,
+template <class Id, class Gate, class Normaliser>
+void check_router(argument_checks& checks, const const_tensor_ref<3>& logits,
                   const tensor_view<Id, 1>& tasks, const routing_rule<Gate, Normaliser>& rule) {
-    require_input(function, "logits", logits, {any_extent, any_extent, any_extent});
-    check_task_ids(function, tasks, logits.extent(0));
-    rule.gate.validate(function, tasks.extent(0), logits.extent(1), logits.extent(2));
-    rule.normaliser.validate(function, logits.extent(1), logits.extent(2));
-    require_that(
-        rule.annealing >= 0 && rule.annealing <= 1, function, "rule.annealing",
-        [] { return "a number from 0 to 1"; }, [&] { return std::to_string(rule.annealing); });
+    checks.input("logits", logits);
+    check_tasks(checks, tasks, logits.extent(0));
+    rule.gate.validate(checks, tasks.extent(0), logits.extent(1), logits.extent(2));
+    rule.normaliser.validate(checks, logits.extent(1), logits.extent(2));
+    checks.expect(
+        rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
+        [] { return std::string("a number from 0 to 1"); },
+        [&] { return std::to_string(rule.annealing); });
 }
 
-} // namespace detail
+/// The modules of one head, as numbers of the type of sums.
+/// @{
+template <class A>
+element_row<A> head_of(const const_tensor_ref<3>& tensor, index_t row, index_t head) noexcept {
+    return {tensor.type(), tensor.address_of(row, head, 0), tensor.stride(2), tensor.extent(2)};
+}
+template <class A>
+element_row_output<A> head_of(const tensor_ref<3>& tensor, index_t row, index_t head) noexcept {
+    return {tensor.type(), tensor.address_of(row, head, 0), tensor.stride(2)};
+}
+/// @}
+
+/// True if the modules of every head are dense numbers of the type of sums, as they nearly always
+/// are.
+template <class A, class Void>
+bool has_dense_heads(const basic_tensor_ref<Void, 3>& tensor) noexcept {
+    return tensor.type() == element_type_of_v<A> && tensor.stride(2) == 1;
+}
+
+/// The modules of one head where they are such numbers.
+/// @{
+template <class A>
+const A* dense_head_of(const const_tensor_ref<3>& tensor, index_t row, index_t head) noexcept {
+    return static_cast<const A*>(tensor.address_of(row, head, 0));
+}
+template <class A>
+dense_row_output<A> dense_head_of(const tensor_ref<3>& tensor, index_t row, index_t head) noexcept {
+    return dense_row_output<A>(static_cast<A*>(tensor.address_of(row, head, 0)));
+}
+/// @}
+
+/// Annealing, in the type of sums.
+template <class A>
+struct annealing_of {
+    bool is_annealed;
+    A kept;
+    A uniform;
+
+    annealing_of(double annealing, index_t modules) noexcept
+        : is_annealed(annealing < 1), kept(static_cast<A>(annealing)),
+          uniform(static_cast<A>((1 - annealing) / static_cast<double>(modules))) {}
+};
+
+/// The weights of one head. The gates are computed as often as the normaliser asks rather than
+/// kept: there is no scratch to ask for, and rounding them to the type of the weights would lose
+/// precision.
+template <class A, class Rule, class Logits, class Weights>
+void forward_head(const Rule& rule, const gate_position& head, const routing_shape& shape,
+                  annealing_of<A> annealing, const Logits& logits,
+                  const Weights& weights) noexcept {
+    rule.normaliser.template forward<A>(
+        shape,
+        [&](index_t m) {
+            return rule.gate.value(logits[m],
+                                   gate_position{head.entry, head.head, m, shape.modules});
+        },
+        [&](index_t m, A weight) {
+            weights.set(m, annealing.is_annealed ? annealing.kept * weight + annealing.uniform
+                                                 : weight);
+        });
+}
+
+/// The gradients of the logits of one head.
+template <class A, class Rule, class Logits, class Weights, class Gradients>
+void backward_head(const Rule& rule, const gate_position& head, const routing_shape& shape,
+                   const Logits& logits, const Weights& d_weights,
+                   const Gradients& d_logits) noexcept {
+    const auto kept = static_cast<A>(rule.annealing);
+    const auto at = [&](index_t m) {
+        return gate_position{head.entry, head.head, m, shape.modules};
+    };
+    rule.normaliser.template backward<A>(
+        shape, [&](index_t m) { return rule.gate.value(logits[m], at(m)); },
+        [&](index_t m) { return kept * d_weights[m]; },
+        [&](index_t m, A d_gate) {
+            const A slope = rule.gate.slope(logits[m], at(m));
+            // Whatever d_gate is, a gate that is flat keeps the gradient's bits.
+            if (!is_exactly(slope, 0)) d_logits.add(m, slope * d_gate);
+        });
+}
+
+} // namespace router_details
 
 /// weights[n, h, .] = normaliser(gate(logits[tasks[n], h, .])), annealed to uniform as the rule
 /// says. With the rule of Polytropon (Ponti et al. 2023, arXiv 2202.13914), which MHR applies to
@@ -78,37 +166,38 @@ void check_router(const char* function, const tensor_view<L, 3>& logits,
 /// logits [tasks of the table, heads, modules]; tasks [n], ids of any integer type that may repeat;
 /// weights [n, heads, modules], overwritten.
 ///
-/// One phase. Errors: a shape; an id outside the table, no_task, or the largest value of an
-/// unsigned type (core/task_ids.hpp); the rule's own arguments. Cost: with the sum, 2 n h m gates
-/// (an exp each).
-template <class L, class Id, class Gate, class Normaliser, class W>
-void router_forward(executor_ref executor, tensor_view<L, 3> logits, tensor_view<Id, 1> tasks,
-                    const routing_rule<Gate, Normaliser>& rule, tensor_view<W, 3> weights) {
-    constexpr const char* function = "router_forward";
-    detail::check_router(function, logits, tasks, rule);
-    require_output(function, "weights", weights,
-                   {tasks.extent(0), logits.extent(1), logits.extent(2)});
+/// It has one phase. These are refused: tensors of other shapes or without memory; weights of which
+/// elements overlap; an id outside the table, no_task, or the largest value of an unsigned type
+/// (batch/task_ids.hpp); what the gate and the normaliser refuse; annealing outside [0, 1].
+/// With the sum, the cost is 2 n h m gates (an exp each).
+template <class Id, class Gate, class Normaliser>
+void router_forward(executor_ref executor, const const_tensor_ref<3>& logits,
+                    tensor_view<Id, 1> tasks, const routing_rule<Gate, Normaliser>& rule,
+                    const tensor_ref<3>& weights) {
+    argument_checks checks("router_forward");
+    router_details::check_router(checks, logits, tasks, rule);
+    checks.output("weights", weights, {tasks.extent(0), logits.extent(1), logits.extent(2)});
+    checks.raise();
 
-    using A = accumulator_t<L, W>;
     const routing_shape shape{logits.extent(1), logits.extent(2)};
-    const auto kept = static_cast<A>(rule.annealing);
-    const auto uniform = static_cast<A>((1 - rule.annealing) / static_cast<double>(shape.modules));
-    executor.run(tasks.extent(0), [&](index_t n) noexcept {
-        const auto task = static_cast<index_t>(tasks(n));
-        for (index_t h = 0; h < shape.heads; ++h)
-            // The gates are computed as often as the normaliser asks rather than kept: there is no
-            // scratch to ask for, and rounding them to the type of the weights would lose
-            // precision.
-            rule.normaliser.template forward<A>(
-                shape,
-                [&](index_t m) {
-                    return rule.gate.value(load<A>(logits(task, h, m)),
-                                           gate_position{n, h, m, shape.modules});
-                },
-                [&](index_t m, A weight) {
-                    weights(n, h, m) = store<W>(
-                        detail::is_exactly(rule.annealing, 1) ? weight : kept * weight + uniform);
-                });
+    with_sums(sums_of(logits.type(), weights.type()), [&](auto zero) {
+        using A = decltype(zero);
+        const router_details::annealing_of<A> annealing(rule.annealing, shape.modules);
+        const bool dense = router_details::has_dense_heads<A>(logits) &&
+                           router_details::has_dense_heads<A>(weights);
+        executor.run(tasks.extent(0), [&](index_t n) noexcept {
+            using namespace router_details;
+            const auto task = static_cast<index_t>(tasks(n));
+            for (index_t h = 0; h < shape.heads; ++h) {
+                const gate_position head{n, h, 0, shape.modules};
+                if (dense)
+                    forward_head(rule, head, shape, annealing, dense_head_of<A>(logits, task, h),
+                                 dense_head_of<A>(weights, n, h));
+                else
+                    forward_head(rule, head, shape, annealing, head_of<A>(logits, task, h),
+                                 head_of<A>(weights, n, h));
+            }
+        });
     });
 }
 
@@ -122,36 +211,42 @@ void router_forward(executor_ref executor, tensor_view<L, 3> logits, tensor_view
 /// gate's slope is 0 keeps its gradient as it is, even if that of its weight is not finite, and so
 /// do the other logits of its head if the gate is 0, too.
 ///
-/// One phase. Errors: as the forward. Cost: with the sum, 2 n h m gates.
-template <class L, class Id, class Gate, class Normaliser, class DW, class DL>
-void router_backward(executor_ref executor, tensor_view<L, 3> logits, tensor_view<Id, 1> tasks,
-                     const routing_rule<Gate, Normaliser>& rule, tensor_view<DW, 3> d_weights,
-                     tensor_view<DL, 3> d_logits) {
-    constexpr const char* function = "router_backward";
-    detail::check_router(function, logits, tasks, rule);
-    require_input(function, "d_weights", d_weights,
-                  {tasks.extent(0), logits.extent(1), logits.extent(2)});
-    require_output(function, "d_logits", d_logits, logits.extents());
+/// It has one phase. These are refused: what the forward refuses; d_weights of another shape than
+/// the weights; d_logits of another shape than the logits, or of which elements overlap. With the
+/// sum, the cost is 2 n h m gates.
+template <class Id, class Gate, class Normaliser>
+void router_backward(executor_ref executor, const const_tensor_ref<3>& logits,
+                     tensor_view<Id, 1> tasks, const routing_rule<Gate, Normaliser>& rule,
+                     const const_tensor_ref<3>& d_weights, const tensor_ref<3>& d_logits) {
+    argument_checks checks("router_backward");
+    router_details::check_router(checks, logits, tasks, rule);
+    checks.input("d_weights", d_weights, {tasks.extent(0), logits.extent(1), logits.extent(2)});
+    checks.output("d_logits", d_logits, logits.extents());
+    checks.raise();
 
-    using A = accumulator_t<L, DW, DL>;
     const routing_shape shape{logits.extent(1), logits.extent(2)};
-    const auto kept = static_cast<A>(rule.annealing);
-    // Parts are heads: a task that repeats is then added up by one thread, in the order of `tasks`.
-    executor.run(shape.heads, [&](index_t h) noexcept {
-        for (index_t n = 0; n < tasks.extent(0); ++n) {
-            const auto task = static_cast<index_t>(tasks(n));
-            const auto logit = [&](index_t m) { return load<A>(logits(task, h, m)); };
-            const auto at = [&](index_t m) { return gate_position{n, h, m, shape.modules}; };
-            rule.normaliser.template backward<A>(
-                shape, [&](index_t m) { return rule.gate.value(logit(m), at(m)); },
-                [&](index_t m) { return kept * load<A>(d_weights(n, h, m)); },
-                [&](index_t m, A d_gate) {
-                    const A slope = rule.gate.slope(logit(m), at(m));
-                    if (detail::is_exactly(slope, 0)) return; // whatever d_gate is
-                    DL& target = d_logits(task, h, m);
-                    target = store<DL>(load<A>(target) + slope * d_gate);
-                });
-        }
+    const element_type sums = sums_of(sums_of(logits.type(), d_weights.type()), d_logits.type());
+    with_sums(sums, [&](auto zero) {
+        using A = decltype(zero);
+        const bool dense = router_details::has_dense_heads<A>(logits) &&
+                           router_details::has_dense_heads<A>(d_weights) &&
+                           router_details::has_dense_heads<A>(d_logits);
+        // Parts are heads: a task that repeats is then added up by one thread, in the order of
+        // `tasks`.
+        executor.run(shape.heads, [&](index_t h) noexcept {
+            using namespace router_details;
+            for (index_t n = 0; n < tasks.extent(0); ++n) {
+                const auto task = static_cast<index_t>(tasks(n));
+                const gate_position head{n, h, 0, shape.modules};
+                if (dense)
+                    backward_head<A>(rule, head, shape, dense_head_of<A>(logits, task, h),
+                                     dense_head_of<A>(d_weights, n, h),
+                                     dense_head_of<A>(d_logits, task, h));
+                else
+                    backward_head<A>(rule, head, shape, head_of<A>(logits, task, h),
+                                     head_of<A>(d_weights, n, h), head_of<A>(d_logits, task, h));
+            }
+        });
     });
 }
 

@@ -1,0 +1,244 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <mhr/kernels/output_mixing.hpp>
+
+#include "support/combinations.hpp"
+#include "support/comparison.hpp"
+#include "support/element_access.hpp"
+#include "support/exact_values.hpp"
+#include "support/guarded_tensor.hpp"
+#include "support/precision.hpp"
+#include "support/random_tensor.hpp"
+#include "support/scalar_types.hpp"
+#include "support/tensor.hpp"
+
+using namespace mhr;
+using namespace mhr::test;
+
+namespace {
+
+struct shape {
+    index_t rows, modules, rank, n;
+};
+struct storage {
+    element_type weights, matrices, y;
+};
+struct layouts {
+    layout hidden, weights, matrices, y;
+};
+
+constexpr double factor = 0.375;
+
+/// Numbers of `count` rows of twice as many, in no order.
+std::vector<index_t> some_rows(index_t count) {
+    auto rows = random_source(5).permutation(2 * count);
+    rows.resize(static_cast<std::size_t>(count));
+    return rows;
+}
+
+/// hidden [rows, modules, rank] of the type of sums, weights [modules], matrices
+/// [modules, rank, n] and y [rows, n]. A third of the weights is 0.
+template <class A>
+struct problem {
+    shape s;
+    std::vector<index_t> rows;
+    guarded_tensor<3> hidden;
+    guarded_tensor<1> weights;
+    guarded_tensor<3> matrices;
+    guarded_tensor<2> y;
+
+    explicit problem(const shape& sizes,
+                     const storage& t = {element_type_of_v<A>, element_type_of_v<A>,
+                                         element_type_of_v<A>},
+                     const layouts& o = {})
+        : s(sizes), rows(some_rows(s.rows)),
+          hidden(element_type_of_v<A>, {2 * s.rows, s.modules, s.rank}, o.hidden),
+          weights(t.weights, {s.modules}, o.weights),
+          matrices(t.matrices, {s.modules, s.rank, s.n}, o.matrices),
+          y(t.y, {2 * s.rows, s.n}, o.y) {
+        random_source random(97);
+        fill_exactly(hidden.ref(), random);
+        fill_exactly(weights.ref(), random);
+        for (index_t m = 1; m < s.modules; m += 3)
+            set_element(weights.ref(), {m}, 0);
+        fill_exactly(matrices.ref(), random);
+        fill_exactly(y.ref(), random);
+    }
+    [[nodiscard]] row_set set() const { return {rows.data(), s.rows}; }
+    [[nodiscard]] bool is_of_set(index_t row) const {
+        return std::find(rows.begin(), rows.end(), row) != rows.end();
+    }
+    void run(double f = factor) { run(set(), f); }
+    void run(row_set of_rows, double f) {
+        kernels::expand_modules<default_arch, A>(of_rows, hidden.const_ref().template as<A>(),
+                                                 weights, matrices, f, y);
+    }
+};
+
+/// The oracle's y, and the magnitudes of its terms.
+template <class S>
+struct expectation {
+    tensor<S, 2> want, size;
+};
+
+template <class A>
+expectation<oracle_t<A>> oracle(const problem<A>& p) {
+    using S = oracle_t<A>;
+    expectation<S> e{values_as<S>(p.y.const_ref()), magnitudes_as<S>(p.y.const_ref())};
+    for (index_t row : p.rows)
+        for (index_t j = 0; j < p.s.n; ++j)
+            for (index_t m = 0; m < p.s.modules; ++m)
+                for (index_t k = 0; k < p.s.rank; ++k) {
+                    const S term = S(factor) * static_cast<S>(element(p.weights.const_ref(), {m})) *
+                                   static_cast<S>(element(p.hidden.const_ref(), {row, m, k})) *
+                                   static_cast<S>(element(p.matrices.const_ref(), {m, k, j}));
+                    e.want(row, j) += term;
+                    e.size(row, j) += std::abs(term);
+                }
+    return e;
+}
+
+template <class A>
+error_bound bound_of(const shape& s) {
+    return within<A>(static_cast<double>(s.modules * s.rank) / 2 + 4);
+}
+
+template <class A>
+double check(const shape& s, const storage& types, const layouts& o) {
+    CAPTURE(s.rows);
+    CAPTURE(s.modules);
+    CAPTURE(s.rank);
+    CAPTURE(s.n);
+    CAPTURE(std::string(name_of(types.weights)));
+    CAPTURE(std::string(name_of(types.matrices)));
+    CAPTURE(std::string(name_of(types.y)));
+    CAPTURE(name_of(o.hidden));
+    CAPTURE(name_of(o.matrices));
+    CAPTURE(name_of(o.y));
+    problem<A> p(s, types, o);
+    const auto e = oracle(p);
+    p.run();
+    CHECK(p.y.intact());
+    const comparison result =
+        compare(p.y.ref(), e.want.const_view(), e.size.const_view(), bound_of<A>(s));
+    CHECK(result);
+
+    // The same bits as of dense tensors of the type of sums, rounded; rows that are not of the set
+    // keep theirs.
+    problem<A> plain(s);
+    plain.run();
+    guarded_tensor<2> rounded(types.y, p.y.extents());
+    round_to(rounded.ref(), plain.y.ref());
+    CHECK(compare_bitwise(p.y.ref(), rounded.ref()));
+    return result.worst_ratio;
+}
+
+template <class A>
+void check_all() {
+    constexpr element_type sums = element_type_of_v<A>;
+    // Round the 24 rows, 128 columns and 16 terms that are computed together.
+    const shape shapes[] = {{1, 1, 1, 1},     {23, 2, 4, 127}, {24, 3, 16, 128},
+                            {25, 4, 17, 129}, {3, 9, 33, 40},  {2, 2, 5, 300}};
+    double worst = 0;
+    int number = 0;
+    for (element_type a : types_beside(sums))
+        for (element_type b : types_beside(sums))
+            for (element_type c : types_beside(sums))
+                for (const shape& s : shapes) {
+                    ++number;
+                    const auto layout_of = [&](int divisor) {
+                        return all_layouts[static_cast<std::size_t>(number / divisor) %
+                                           all_layouts.size()];
+                    };
+                    worst = std::max(
+                        worst, check<A>(s, {a, b, c},
+                                        {layout_of(1), layout_of(2), layout_of(3), layout_of(5)}));
+                }
+    for (layout a : all_layouts)
+        for (layout b : all_layouts)
+            for (layout c : all_layouts)
+                check<A>({3, 3, 17, 131}, {sums, sums, sums}, {a, b, b, c});
+    CHECK(worst > 0.05);
+}
+
+} // namespace
+
+TEST_CASE("outputs of modules are mixed, of every type and layout") {
+    check_all<float>();
+    check_all<double>();
+}
+
+TEST_CASE("a module of weight 0 is not read, whatever it holds") {
+    for (element_type type : {element_type::f32, element_type::bf16, element_type::f16}) {
+        problem<float> good({5, 4, 3, 37}, {type, type, element_type::f32});
+        problem<float> bad({5, 4, 3, 37}, {type, type, element_type::f32});
+        const double nan = std::numeric_limits<double>::quiet_NaN();
+        transform_elements(bad.matrices.ref().slice(0, 1), [&](double) { return nan; });
+        transform_elements(bad.hidden.ref().slice(1, 1), [&](double) { return nan; });
+        good.run();
+        bad.run();
+        CHECK(compare_bitwise(bad.y.ref(), good.y.ref()));
+        set_element(bad.weights.ref(), {1}, 1);
+        bad.run();
+        CHECK(std::isnan(element(bad.y.ref(), {bad.rows[0], 0})));
+    }
+}
+
+TEST_CASE("rows do not depend on those computed beside them") {
+    for (element_type type : {element_type::f32, element_type::bf16}) {
+        problem<float> together({33, 3, 19, 70}, {type, type, type});
+        problem<float> alone({33, 3, 19, 70}, {type, type, type});
+        together.run();
+        for (auto row = alone.rows.rbegin(); row != alone.rows.rend(); ++row)
+            alone.run({&*row, 1}, factor);
+        CHECK(compare_bitwise(alone.y.ref(), together.y.ref()));
+    }
+}
+
+TEST_CASE("an output is rounded once, after the sum over all modules") {
+    // Each module's output alone would be lost.
+    problem<float> p({2, 16, 1, 5}, {element_type::f32, element_type::f32, element_type::bf16});
+    p.hidden.fill(1);
+    p.weights.fill(1);
+    p.matrices.fill(0x1p-10);
+    p.y.fill(1);
+    p.run(1);
+    for (index_t row = 0; row < 4; ++row)
+        for (index_t j = 0; j < 5; ++j)
+            CHECK(element(p.y.ref(), {row, j}) == (p.is_of_set(row) ? 1 + 0x1p-6 : 1));
+}
+
+TEST_CASE("nothing is added where there is nothing") {
+    for (const shape& s : {shape{3, 0, 4, 5}, {3, 2, 0, 5}, {3, 2, 4, 0}, {0, 2, 4, 5}}) {
+        problem<float> p(s);
+        const snapshot before = p.y.take_snapshot();
+        p.run();
+        CHECK(p.y.unchanged_since(before));
+    }
+}
+
+TEST_CASE("planted bugs of mixed outputs are found") {
+    const shape s{5, 4, 3, 37};
+    const auto good_after = [&](auto&& plant) {
+        problem<float> p(s);
+        const auto e = oracle(p);
+        plant(p);
+        return compare(p.y.ref(), e.want.const_view(), e.size.const_view(), bound_of<float>(s)).ok;
+    };
+    using bug_problem = problem<float>;
+    CHECK(good_after([](bug_problem& p) { p.run(); }));
+    CHECK_FALSE(good_after([](bug_problem&) {}));
+    CHECK_FALSE(good_after([](bug_problem& p) { p.run(1); }));
+    CHECK_FALSE(good_after([](bug_problem& p) { p.run(-factor); }));
+    CHECK_FALSE(good_after([](bug_problem& p) { p.run({p.rows.data(), 4}, factor); }));
+    CHECK_FALSE(good_after([](bug_problem& p) {
+        set_element(p.weights.ref(), {3}, 0);
+        p.run();
+    }));
+}
