@@ -120,7 +120,7 @@ span_of(const tensor_view<T, Rank>& view) {
         });
     checks.raise();
     return {view.data(),
-            std::layout_stride::mapping(std::dextents<index_t, Rank>(view.extents()), strides)};
+            std::layout_stride::mapping<std::dextents<index_t, Rank>>(view.extents(), strides)};
 }
 
 #endif
