@@ -23,7 +23,7 @@ constexpr index_t largest = std::numeric_limits<index_t>::max();
 constexpr index_t lowest = std::numeric_limits<index_t>::min();
 
 using shape = std::array<index_t, 2>;
-constexpr shape any{any_extent, any_extent};
+constexpr shape any_shape{any_extent, any_extent};
 
 alignas(8) std::array<unsigned char, 512> memory;
 
@@ -37,12 +37,12 @@ tensor_ref<2> tensor_of(const layout_case& layout, element_type type = element_t
 }
 
 // What is said of an argument: nothing, if it is good.
-std::string why_not_input(const const_tensor_ref<2>& x, const shape& expected = any) {
+std::string why_not_input(const const_tensor_ref<2>& x, const shape& expected = any_shape) {
     argument_checks checks("f");
     checks.input("x", x, expected);
     return std::move(checks).why();
 }
-std::string why_not_output(const tensor_ref<2>& y, const shape& expected = any) {
+std::string why_not_output(const tensor_ref<2>& y, const shape& expected = any_shape) {
     argument_checks checks("f");
     checks.output("y", y, expected);
     return std::move(checks).why();
@@ -76,7 +76,7 @@ TEST_CASE("a check names function, argument, expected and actual, and makes text
     checks.expect(false, "z", unused, unused);
     checks.expect(true, "z", unused, unused);
     checks.input("x", const_tensor_ref<2>(nullptr, element_type::f32, {1, 1}));
-    checks.output("x", tensor_ref<2>(nullptr, element_type::f32, {1, 1}), any);
+    checks.output("x", tensor_ref<2>(nullptr, element_type::f32, {1, 1}), any_shape);
     checks.numbers("x", tensor_view<const int, 1>(nullptr, {1}), {1});
     checks.sums_type("x", element_type::bf16);
     checks.every_part(share_executor{0, 2});
@@ -217,11 +217,11 @@ TEST_CASE("f64 is refused beside sums of f32") {
         narrow.sums_are(element_type::f32);
         of_output.sums_are(element_type::f32);
         const tensor_ref<2> tensor = tensor_of({{2, 3}, {3, 1}}, type);
-        wide.input("x", const_tensor_ref<2>(tensor), any);
-        wide.output("y", tensor, any);
+        wide.input("x", const_tensor_ref<2>(tensor), any_shape);
+        wide.output("y", tensor, any_shape);
         CHECK(wide.passed());
-        narrow.input("x", const_tensor_ref<2>(tensor), any);
-        of_output.optional_output("y", tensor, any);
+        narrow.input("x", const_tensor_ref<2>(tensor), any_shape);
+        of_output.optional_output("y", tensor, any_shape);
         const bool is_f64 = type == element_type::f64;
         CHECK(std::move(narrow).why() == (is_f64 ? "f: x:" + text : ""));
         CHECK(std::move(of_output).why() == (is_f64 ? "f: y:" + text : ""));
