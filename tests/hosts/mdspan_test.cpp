@@ -76,7 +76,8 @@ TEST_CASE("mdspans of every layout, of static and dynamic extents, of every inde
         std::mdspan<float, std::dextents<std::size_t, 3>, std::layout_left>(data, 2, 3, 4)));
 
     using extents = std::dextents<unsigned, 3>;
-    const std::layout_stride::mapping mapping(extents(2, 3, 4), std::array<unsigned, 3>{5, 60, 1});
+    const std::layout_stride::mapping<extents> mapping(extents(2, 3, 4),
+                                                       std::array<unsigned, 3>{5, 60, 1});
     const std::mdspan padded(data, mapping);
     CHECK(is_shown(padded));
     CHECK(view_of(padded).strides() == std::array<index_t, 3>{5, 60, 1});
