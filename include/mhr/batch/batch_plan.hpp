@@ -104,7 +104,7 @@ void assign_single_task(plan_data& plan, index_t rows, Id task);
 /// The assign functions allocate only when a batch is larger than all before; nothing else does.
 class batch_plan {
   public:
-    /// Of no rows.
+    /// Makes a plan of no rows.
     MHR_INLINE batch_plan() = default;
     /// Plans are copied and moved as what they hold; one that was moved from may only be assigned
     /// to, or destroyed.

@@ -26,7 +26,7 @@ class growing_list {
   public:
     /// Empty and without memory.
     MHR_INLINE growing_list() noexcept {}
-    /// Of one element.
+    /// Makes a list of one element.
     MHR_INLINE explicit growing_list(const T& only) { push_back(only); }
     /// A copy has room for its elements alone.
     MHR_INLINE growing_list(const growing_list& other) { append(other); }

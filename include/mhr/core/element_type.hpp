@@ -168,17 +168,17 @@ template <>
 struct element_type_of<float> {
     static constexpr element_type value = element_type::f32; ///< the type
 };
-/// f64.
+/// A double is f64.
 template <>
 struct element_type_of<double> {
     static constexpr element_type value = element_type::f64; ///< the type
 };
-/// Its own.
+/// The class has its own type.
 template <>
 struct element_type_of<bf16> {
     static constexpr element_type value = element_type::bf16; ///< the type
 };
-/// Its own.
+/// The class has its own type.
 template <>
 struct element_type_of<f16> {
     static constexpr element_type value = element_type::f16; ///< the type

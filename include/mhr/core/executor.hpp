@@ -100,7 +100,7 @@ struct runs_every_part<E, std::void_t<decltype(E::runs_every_part)>>
 ///     mhr::routed_lora_forward(executor, ...);
 class executor_ref {
   public:
-    /// Of a serial_executor.
+    /// Refers to a serial_executor.
     MHR_INLINE executor_ref() noexcept : executor_ref(one_after_the_other) {}
 
     /// Of an executor, which must outlive this.

@@ -65,7 +65,7 @@ bool holds(const DLTensor& tensor) noexcept;
 /// @{
 template <std::size_t Rank>
 const_tensor_ref<Rank> const_ref_of(const DLTensor& tensor, const char* argument = "tensor");
-/// To write to.
+/// This one may be written to.
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const DLTensor& tensor, const char* argument = "tensor");
 /// @}
@@ -82,11 +82,11 @@ tensor_view<T, Rank> view_of(const DLTensor& tensor, const char* argument = "ten
 template <std::size_t Rank, class Managed>
 std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, const_tensor_ref<Rank>>
 const_ref_of(const Managed& managed, const char* argument = "tensor");
-/// To write to.
+/// This one may be written to.
 template <std::size_t Rank, class Managed>
 std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, tensor_ref<Rank>>
 ref_of(const Managed& managed, const char* argument = "tensor");
-/// Of integers.
+/// This one is of integers.
 template <class T, std::size_t Rank, class Managed>
 std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, tensor_view<T, Rank>>
 view_of(const Managed& managed, const char* argument = "tensor");
@@ -104,7 +104,7 @@ view_of(const Managed& managed, const char* argument = "tensor");
 /// @{
 template <class Managed = DLManagedTensor, class Void, std::size_t Rank, class Owner>
 owned<Managed> managed_of(const basic_tensor_ref<Void, Rank>& tensor, Owner owner);
-/// Of integers.
+/// This one is of integers.
 template <class Managed = DLManagedTensor, class T, std::size_t Rank, class Owner>
 owned<Managed> managed_of(const tensor_view<T, Rank>& numbers, Owner owner);
 /// @}

@@ -20,7 +20,7 @@ template <>
 struct element_type_of<Eigen::half> {
     static constexpr element_type value = element_type::f16; ///< the type
 };
-/// bf16.
+/// This one holds bf16.
 template <>
 struct element_type_of<Eigen::bfloat16> {
     static constexpr element_type value = element_type::bf16; ///< the type

@@ -50,7 +50,7 @@ inline namespace MHR_ISA {
 /// @{
 inline std::string why_not(const ggml_tensor* base, const ggml_tensor* x,
                            const mixed_tensors& adapters, const routed_batch& batch);
-/// The node.
+/// This makes the node.
 inline ggml_tensor* mixed_lora_inplace(ggml_context* context, ggml_tensor* base, ggml_tensor* x,
                                        const mixed_tensors& adapters, const routed_batch& batch);
 /// @}
@@ -60,7 +60,7 @@ inline ggml_tensor* mixed_lora_inplace(ggml_context* context, ggml_tensor* base,
 /// @{
 inline std::string why_not(const ggml_tensor* base, const ggml_tensor* x,
                            const routed_tensors& layer, const routed_batch& batch);
-/// The nodes.
+/// This makes the nodes.
 inline ggml_tensor* routed_lora_inplace(ggml_context* context, ggml_tensor* base, ggml_tensor* x,
                                         const routed_tensors& layer, const routed_batch& batch);
 /// @}
@@ -73,7 +73,7 @@ inline ggml_tensor* routed_lora_inplace(ggml_context* context, ggml_tensor* base
 /// @{
 inline ggml_tensor* mix_lora_a(ggml_context* context, ggml_tensor* weights, ggml_tensor* modules,
                                ggml_type type = GGML_TYPE_F32);
-/// Of b.
+/// This one mixes b.
 inline ggml_tensor* mix_lora_b(ggml_context* context, ggml_tensor* weights, ggml_tensor* modules,
                                ggml_type type = GGML_TYPE_F32);
 /// @}

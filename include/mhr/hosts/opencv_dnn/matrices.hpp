@@ -39,7 +39,7 @@ inline namespace MHR_ISA {
 /// @{
 template <std::size_t Rank>
 const_tensor_ref<Rank> const_ref_of(const cv::Mat& matrix, const char* argument = "matrix");
-/// To write to.
+/// This one may be written to.
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const cv::Mat& matrix, const char* argument = "matrix");
 /// @}

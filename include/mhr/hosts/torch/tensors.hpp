@@ -26,7 +26,7 @@ template <>
 struct element_type_of<c10::Half> {
     static constexpr element_type value = element_type::f16; ///< the type
 };
-/// bf16.
+/// This one holds bf16.
 template <>
 struct element_type_of<c10::BFloat16> {
     static constexpr element_type value = element_type::bf16; ///< the type
