@@ -313,7 +313,7 @@ MUTANTS = {
          "count <= (std::numeric_limits<index_t>::max)()"),
     ]),
     "lora/adapters.hpp": (["lora/lora"], [
-        (": adapter_of_entry_.absent() ? entry", ": entry >= 0 ? entry"),
+        (": adapter_of_entry_.data() == nullptr ? entry", ": entry >= 0 ? entry"),
         ("return {a_.slice(0, adapter), b_.slice(0, adapter), scale_};",
          "return {a_.slice(0, adapter), b_.slice(0, 0), scale_};"),
         ("rank = (std::max)(rank, adapters[adapters.adapter_of(entry)].a.extent(1));",
