@@ -45,11 +45,12 @@ void shrink(row_set rows, const const_tensor_ref<2>& x, const const_tensor_ref<2
     for_groups(columns.extent(0), rank_group, [&](index_t k0, index_t depth) {
         for_groups(rows.count, row_group, [&](index_t r0, index_t height) {
             const row_set group{rows.numbers + r0, height};
-            std::fill_n(sums, height * depth * width, A(0));
+            if (x.extent(1) == 0) std::fill_n(sums, height * depth * width, A(0));
             for_chunks<Arch, A>(x.extent(1), chunk, [&](index_t first, index_t count) {
                 const A* const* u = left.read(group, x, first, count);
                 const A* const* v = right.read(k0, depth, columns, first, count);
-                add_inner_products<Arch>(u, height, v, depth, padded<Arch, A>(count), sums);
+                add_inner_products<Arch>(u, height, v, depth, padded<Arch, A>(count), first == 0,
+                                         sums);
             });
             finish_inner_products<Arch>(height, depth, sums, totals);
             for (index_t r = 0; r < height; ++r)
@@ -77,8 +78,8 @@ void expand(row_set rows, const tensor_view<const A, 2>& hidden, const const_ten
             for_groups(b.extent(0), rank_group, [&](index_t k0, index_t depth) {
                 const A* const* coefficients = left.read_unpadded(group, hidden, k0, depth);
                 const A* const* v = right.read(k0, depth, b, first, count);
-                add_combinations<Arch, true>(coefficients, v, depth, padded<Arch, A>(count),
-                                             static_cast<A>(factor), c, height);
+                add_combinations<Arch>(coefficients, v, depth, padded<Arch, A>(count),
+                                       combined<A>{c, static_cast<A>(factor), true}, height);
             });
             output.write(group, y, first, count);
         });
@@ -125,12 +126,9 @@ void add_outer_products(row_set rows, const const_tensor_ref<2>& x,
                               static_cast<std::uintptr_t>((first + fetched_from) * size_ahead);
                 const rows_ahead fetching{k0 == 0 ? next : nullptr, size_ahead};
                 const index_t size = padded<Arch, A>(count);
-                if (accumulate || r0 != 0)
-                    add_combinations<Arch, true>(left, v, height, size, static_cast<A>(factor), c,
-                                                 depth, fetching);
-                else
-                    add_combinations<Arch, false>(left, v, height, size, static_cast<A>(factor), c,
-                                                  depth, fetching);
+                add_combinations<Arch>(
+                    left, v, height, size,
+                    combined<A>{c, static_cast<A>(factor), accumulate || r0 != 0}, depth, fetching);
                 output.write(results, sums, first, count);
             });
         });

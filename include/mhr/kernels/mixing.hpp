@@ -159,17 +159,18 @@ class weight_table {
     /// True if some output takes input m.
     [[nodiscard]] bool uses(index_t m) const noexcept { return ((used_ >> m) & 1U) != 0; }
 
-    /// outputs[n] = sum over m of weights[n, m] inputs[m] over `size` elements, or += with
-    /// Accumulate. An input of weight 0 is not read for that output.
-    template <bool Accumulate, class T>
-    void combine(const T* const* inputs, index_t size, A* const* outputs) const noexcept {
+    /// outputs[n] = sum over m of weights[n, m] inputs[m] over `size` elements, or += that if it
+    /// should `accumulate`. An input of weight 0 is not read for that output.
+    template <class T>
+    void combine(const T* const* inputs, index_t size, A* const* outputs,
+                 bool accumulate) const noexcept {
         for (index_t n = 0; n < outputs_;) {
             index_t next = n;
             while (next < outputs_ && complete_[next])
                 ++next;
             if (next > n) {
-                add_combinations<Arch, Accumulate>(rows_ + n, inputs, inputs_, size, A(1),
-                                                   outputs + n, next - n);
+                add_combinations<Arch>(rows_ + n, inputs, inputs_, size,
+                                       combined<A>{outputs + n, A(1), accumulate}, next - n);
                 n = next;
                 continue;
             }
@@ -182,9 +183,9 @@ class weight_table {
                     used_inputs[used++] = inputs[m];
                 }
             const A* const coefficients[] = {used_weights};
-            if (!Accumulate || used != 0)
-                add_combinations<Arch, Accumulate>(coefficients, used_inputs, used, size, A(1),
-                                                   outputs + n, 1);
+            if (!accumulate || used != 0)
+                add_combinations<Arch>(coefficients, used_inputs, used, size,
+                                       combined<A>{outputs + n, A(1), accumulate}, 1);
             ++n;
         }
     }
@@ -243,8 +244,7 @@ void mix_matrices(const const_tensor_ref<2>& weights, const_tensor_ref<3> module
                                                        output_buffer[n])
                                      : output_buffer[as_size(n)];
                 for (index_t step = 0; step < steps; ++step) {
-                    first == 0 ? table.template combine<false>(runs, size, outputs)
-                               : table.template combine<true>(runs, size, outputs);
+                    table.combine(runs, size, outputs, first != 0);
                     if (step + 1 == steps) return;
                     for (index_t m = 0; m < depth; ++m)
                         runs[m] += size;
@@ -262,12 +262,12 @@ void mix_matrices(const const_tensor_ref<2>& weights, const_tensor_ref<3> module
             const bool direct = entries <= few_entries && input.has_stored_run(part);
             const auto mix_group = [&](index_t first, index_t depth) {
                 if (count > module_group) table.read(weights_of(first, depth));
-                if constexpr (std::is_same_v<A, float>) {
+                if constexpr (widens_in_tiles<bf16, A, Arch>)
                     if (direct && modules.type() == element_type::bf16)
                         return combine_stored(static_cast<const bf16*>(nullptr), first, depth);
+                if constexpr (widens_in_tiles<f16, A, Arch>)
                     if (direct && modules.type() == element_type::f16)
                         return combine_stored(static_cast<const f16*>(nullptr), first, depth);
-                }
                 const A* runs[as_size(module_group)];
                 for (index_t m = 0; m < depth; ++m)
                     runs[m] = table.uses(m) ? input.read(first + m, part, module_buffer[m])
@@ -324,7 +324,8 @@ void mix_matrices_backward(const const_tensor_ref<2>& weights, const_tensor_ref<
     for_groups(d_mixed.extent(0), entry_group, [&](index_t n0, index_t entries) {
         for_groups(modules.extent(0), module_group, [&](index_t m0, index_t count) {
             table.read(weights.block(0, n0, entries).block(1, m0, count).transpose(0, 1));
-            std::fill_n(sums, entries * count * lanes<A, Arch>, A(0));
+            if (all.rows == 0 || all.columns == 0)
+                std::fill_n(sums, entries * count * lanes<A, Arch>, A(0));
             for_parts(all, limit, height, whole, [&](const matrix_part& part) {
                 const index_t size = padded<Arch, A>(part.size());
                 const A* d[as_size(entry_group)];
@@ -334,7 +335,8 @@ void mix_matrices_backward(const const_tensor_ref<2>& weights, const_tensor_ref<
                     const A* runs[as_size(module_group)];
                     for (index_t m = 0; m < count; ++m)
                         runs[m] = input.read(m0 + m, part, module_buffer[m]);
-                    add_inner_products<Arch>(d, entries, runs, count, size, sums);
+                    add_inner_products<Arch>(d, entries, runs, count, size,
+                                             part.p == 0 && part.q == 0, sums);
                 }
                 if (d_modules.absent()) return;
                 A* outputs[as_size(module_group)];
@@ -342,7 +344,7 @@ void mix_matrices_backward(const const_tensor_ref<2>& weights, const_tensor_ref<
                     (void)of_modules.read(m0 + m, part, module_buffer[m]);
                     outputs[m] = of_modules.in_place(m0 + m, part, module_buffer[m]);
                 }
-                table.template combine<true>(d, size, outputs);
+                table.combine(d, size, outputs, true);
                 for (index_t m = 0; m < count; ++m)
                     of_modules.write(module_buffer[m], m0 + m, part);
             });

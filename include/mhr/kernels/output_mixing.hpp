@@ -63,8 +63,8 @@ void expand_modules(row_set rows, const tensor_view<const A, 3>& hidden,
                 const A* const coefficients[] = {&one};
                 for (index_t r = 0; r < group.count; ++r) {
                     const A* const v[] = {sum + r * columns + first};
-                    add_combinations<Arch, true>(coefficients, v, 1, padded<Arch, A>(count),
-                                                 static_cast<A>(factor), c + r, 1);
+                    add_combinations<Arch>(coefficients, v, 1, padded<Arch, A>(count),
+                                           combined<A>{c + r, static_cast<A>(factor), true}, 1);
                 }
                 output.write(group, target, first, count);
             });

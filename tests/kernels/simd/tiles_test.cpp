@@ -82,7 +82,7 @@ struct inner_products {
 
     void fill_sums(A value) { std::fill_n(sums.view().data(), p * q * width, value); }
     void add(const A* const* of_u, const A* const* of_v, index_t elements) {
-        kernels::add_inner_products<Arch>(of_u, p, of_v, q, elements, sums.view().data());
+        kernels::add_inner_products<Arch>(of_u, p, of_v, q, elements, false, sums.view().data());
     }
     void finish() {
         kernels::finish_inner_products<Arch>(p, q, sums.view().data(), totals.view().data());
@@ -119,7 +119,7 @@ struct inner_products {
             std::fill_n(sum, width, start);
             std::fill(sum + width, std::end(sum), A(0));
             kernels::add_inner_products<Arch>(u.inputs() + at[0], 1, v.inputs() + at[1], 1, count,
-                                              sum);
+                                              false, sum);
             kernels::finish_inner_products<Arch>(1, 1, sum, &element(alone.view(), at));
         });
         return compare_bitwise(totals.view(), alone.view());
@@ -141,8 +141,8 @@ struct combinations {
 
     template <bool Accumulate>
     void run() {
-        kernels::add_combinations<Arch, Accumulate>(coefficients.inputs(), v.inputs(), depth, count,
-                                                    factor, c.pointers(), p);
+        kernels::add_combinations<Arch>(coefficients.inputs(), v.inputs(), depth, count,
+                                        kernels::combined<A>{c.pointers(), factor, Accumulate}, p);
     }
 
     // `before` is 0 where the results are overwritten.
@@ -167,8 +167,8 @@ struct combinations {
         tensor<A, 2> alone = before;
         for (index_t i = 0; i < p; ++i) {
             A* const row = &alone(i, 0);
-            kernels::add_combinations<Arch, Accumulate>(coefficients.inputs() + i, v.inputs(),
-                                                        depth, count, factor, &row, 1);
+            kernels::add_combinations<Arch>(coefficients.inputs() + i, v.inputs(), depth, count,
+                                            kernels::combined<A>{&row, factor, Accumulate}, 1);
         }
         if (!compare_bitwise(alone.view(), together.view())) return false;
         alone = before;
@@ -179,8 +179,9 @@ struct combinations {
             std::vector<A*> rows;
             for (index_t i = 0; i < p; ++i)
                 rows.push_back(&alone(i, first));
-            kernels::add_combinations<Arch, Accumulate>(coefficients.inputs(), parts.data(), depth,
-                                                        width, factor, rows.data(), p);
+            kernels::add_combinations<Arch>(coefficients.inputs(), parts.data(), depth, width,
+                                            kernels::combined<A>{rows.data(), factor, Accumulate},
+                                            p);
         }
         return compare_bitwise(alone.view(), together.view()).ok;
     }
@@ -364,7 +365,8 @@ TEST_CASE("the factor is applied to the sum, not to its terms") {
         std::vector<float> results(3 * width, -1);
         float* const c[] = {&results[0], &results[width], &results[2 * width]};
         for (index_t rows : {1, 3}) {
-            kernels::add_combinations<Arch, false>(left, v, 2, width, 3.F, c, rows);
+            kernels::add_combinations<Arch>(left, v, 2, width,
+                                            kernels::combined<float>{c, 3.F, false}, rows);
             for (index_t i = 0; i < rows * width; ++i)
                 CHECK(results[static_cast<std::size_t>(i)] == 3);
         }
@@ -381,9 +383,10 @@ TEST_CASE("fetching ahead changes nothing, whatever the addresses are") {
             const std::uintptr_t addresses[] = {
                 0, 1, 64, reinterpret_cast<std::uintptr_t>(with.v.inputs()[0]),
                 std::numeric_limits<std::uintptr_t>::max()};
-            kernels::add_combinations<Arch, true>(with.coefficients.inputs(), with.v.inputs(),
-                                                  with.depth, with.count, with.factor,
-                                                  with.c.pointers(), rows, {addresses, 4});
+            kernels::add_combinations<Arch>(
+                with.coefficients.inputs(), with.v.inputs(), with.depth, with.count,
+                kernels::combined<float>{with.c.pointers(), with.factor, true}, rows,
+                {addresses, 4});
             CHECK(compare_bitwise(with.c.copy().view(), without.c.copy().view()));
             CHECK(with.c.memory().intact());
         }
@@ -408,11 +411,30 @@ TEST_CASE_TEMPLATE("rows of 16 bits give what they give converted before", T, bf
                     rows_of_v.push_back(&narrow(k, 0));
                 }
                 converted.template run<true>();
-                kernels::add_combinations<Arch, true>(direct.coefficients.inputs(),
-                                                      rows_of_v.data(), direct.depth, direct.count,
-                                                      direct.factor, direct.c.pointers(), rows);
+                kernels::add_combinations<Arch>(
+                    direct.coefficients.inputs(), rows_of_v.data(), direct.depth, direct.count,
+                    kernels::combined<float>{direct.c.pointers(), direct.factor, true}, rows);
                 CHECK(compare_bitwise(direct.c.copy().view(), converted.c.copy().view()));
                 CHECK(direct.c.memory().intact());
+            }
+    });
+}
+
+TEST_CASE("sums that start are those that were 0 before") {
+    for_each_architecture_and_none([](auto arch) {
+        using Arch = decltype(arch);
+        CAPTURE(std::string(Arch::name()));
+        for (index_t rows : {1, 5, 13})
+            for (index_t columns : {1, 3, 17}) {
+                inner_products<Arch, float> from_zero(rows, columns, 3), starting(rows, columns, 3);
+                from_zero.fill_sums(0);
+                from_zero.run();
+                starting.fill_sums(std::numeric_limits<float>::quiet_NaN());
+                kernels::add_inner_products<Arch>(starting.u.inputs(), rows, starting.v.inputs(),
+                                                  columns, starting.count, true,
+                                                  starting.sums.view().data());
+                starting.finish();
+                CHECK(compare_bitwise(starting.totals.view(), from_zero.totals.view()));
             }
     });
 }

@@ -116,14 +116,31 @@ template <cache To>
 #endif
 }
 
+/// Keeps a vector that is used several times in a register: GCC would rather load it again for each
+/// use, as an operand from memory.
+template <class A, class Arch>
+[[gnu::always_inline]] inline void keep_in_register(xsimd::batch<A, Arch>& v) noexcept {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX512F__)
+    if constexpr (is_avx512<Arch>) {
+        typename xsimd::batch<A, Arch>::register_type bits = v;
+        asm("" : "+v"(bits));
+        v = xsimd::batch<A, Arch>(bits);
+    }
+#endif
+    (void)v;
+}
+template <class A>
+void keep_in_register(one_lane<A>&) noexcept {}
+
 template <class F, std::size_t... Index>
-void unroll(F& body, std::index_sequence<Index...>) {
+[[gnu::always_inline]] inline void unroll(F& body, std::index_sequence<Index...>) {
     (body(std::integral_constant<index_t, static_cast<index_t>(Index)>{}), ...);
 }
 /// Calls `body(i)` for i in [0, N) with i a constant: arrays indexed by it become registers at
-/// every level of optimisation.
+/// every level of optimisation. (Inlined early, or Clang leaves `body` out of line, and with it the
+/// arrays in memory.)
 template <index_t N, class F>
-void unroll(F&& body) {
+[[gnu::always_inline]] inline void unroll(F&& body) {
     unroll(body, std::make_index_sequence<static_cast<std::size_t>(N)>{});
 }
 

@@ -39,6 +39,13 @@ template <class Arch>
 struct vectors_of<f16, Arch> : f16_vectors<Arch> {};
 /// @}
 
+/// True if elements of T are widened to sums of A where tiles load them, rather than copied before:
+/// where that takes an instruction or two, of the type of sums f32.
+template <class T, class A, class Arch>
+inline constexpr bool widens_in_tiles =
+    !MHR_ONLY_F32 && std::is_same_v<A, float> &&
+    (std::is_same_v<T, bf16> || (std::is_same_v<T, f16> && has_f16_instructions<Arch>));
+
 /// The vector of the elements that begin at `from`, in the type of sums.
 template <class A, class Arch, class T>
 vector<A, Arch> load_lanes(const T* from) noexcept {

@@ -132,6 +132,15 @@ struct bf16_vectors {
     }
 };
 
+/// True if the architecture has instructions that convert f16.
+template <class Arch>
+inline constexpr bool has_f16_instructions =
+#if defined(__F16C__)
+    is_avx<Arch> || is_avx512<Arch>;
+#else
+    is_avx512<Arch>;
+#endif
+
 template <class Arch>
 struct f16_vectors {
     static vector<float, Arch> load(const void* from) noexcept {

@@ -39,11 +39,12 @@ template <class Arch>
 inline constexpr index_t inner_product_rows = has_32_registers<Arch> ? 6 : 3;
 
 /// One tile of sums[p][q] += u[p] . v[q]: sums of vectors, whose lanes are added up at the very
-/// end. `count` is a multiple of the lanes; sums [P, Q, lanes] are dense. Meanwhile the row at the
-/// address `ahead`, which is wanted soon, is fetched, unless that is 0.
+/// end. `count` is a multiple of the lanes; sums [P, Q, lanes] are dense, and begin with 0 if
+/// `starts`. Meanwhile the row at the address `ahead`, which is wanted soon, is fetched, unless
+/// that is 0.
 template <class Arch, index_t P, index_t Q, class A>
-void add_inner_products_tile(const A* const* u, const A* const* v, index_t count, A* sums,
-                             std::uintptr_t ahead) noexcept {
+void add_inner_products_tile(const A* const* u, const A* const* v, index_t count, bool starts,
+                             A* sums, std::uintptr_t ahead) noexcept {
     using V = vector<A, Arch>;
     constexpr index_t width = lanes<A, Arch>;
     V sum[as_size(P)][as_size(Q)];
@@ -51,17 +52,32 @@ void add_inner_products_tile(const A* const* u, const A* const* v, index_t count
     const A* right[as_size(Q)];
     unroll<P>([&](auto p) { left[p] = u[p]; });
     unroll<Q>([&](auto q) { right[q] = v[q]; });
-    unroll<P>([&](auto p) {
-        unroll<Q>([&](auto q) { sum[p][q] = V::load_aligned(sums + (p * Q + q) * width); });
-    });
+    if (starts)
+        unroll<P>([&](auto p) { unroll<Q>([&](auto q) { sum[p][q] = V(A(0)); }); });
+    else
+        unroll<P>([&](auto p) {
+            unroll<Q>([&](auto q) { sum[p][q] = V::load_aligned(sums + (p * Q + q) * width); });
+        });
     for (index_t j = 0; j < count; j += width) {
         if (ahead != 0) prefetch<cache::l2>(ahead + static_cast<std::uintptr_t>(j) * sizeof(A));
-        V b[as_size(Q)];
-        unroll<Q>([&](auto q) { b[q] = V::load_unaligned(right[q] + j); });
-        unroll<P>([&](auto p) {
-            const V a = V::load_unaligned(left[p] + j);
-            unroll<Q>([&](auto q) { sum[p][q] = multiply_add(a, b[q], sum[p][q]); });
-        });
+        // The fewer vectors are held, the others pass by: of 16 registers, 12 sums leave 4.
+        if constexpr (P < Q) {
+            V a[as_size(P)];
+            unroll<P>([&](auto p) { a[p] = V::load_unaligned(left[p] + j); });
+            unroll<Q>([&](auto q) {
+                V b = V::load_unaligned(right[q] + j);
+                if constexpr (P > 1) keep_in_register(b);
+                unroll<P>([&](auto p) { sum[p][q] = multiply_add(a[p], b, sum[p][q]); });
+            });
+        } else {
+            V b[as_size(Q)];
+            unroll<Q>([&](auto q) { b[q] = V::load_unaligned(right[q] + j); });
+            unroll<P>([&](auto p) {
+                V a = V::load_unaligned(left[p] + j);
+                if constexpr (Q > 1) keep_in_register(a);
+                unroll<Q>([&](auto q) { sum[p][q] = multiply_add(a, b[q], sum[p][q]); });
+            });
+        }
     }
     unroll<P>([&](auto p) {
         unroll<Q>([&](auto q) { sum[p][q].store_aligned(sums + (p * Q + q) * width); });
@@ -89,18 +105,18 @@ void for_inner_product_tiles(index_t u_rows, index_t v_rows, F&& f) {
         for_tiles<3, 2, 1>(u_rows, row_of_tiles);
 }
 
-/// sums += u[p] . v[q] over `count` elements, a multiple of the lanes; sums has u_rows v_rows
-/// vectors, aligned, in the order of tiles.
+/// sums += u[p] . v[q] over `count` elements, a multiple of the lanes, or = that if it `starts`;
+/// sums has u_rows v_rows vectors, aligned, in the order of tiles.
 template <class Arch, class A>
 void add_inner_products(const A* const* u, index_t u_rows, const A* const* v, index_t v_rows,
-                        index_t count, A* sums) noexcept {
+                        index_t count, bool starts, A* sums) noexcept {
     for_inner_product_tiles<Arch>(
         u_rows, v_rows, [&](index_t p, auto height, index_t q, auto size, index_t before) {
             // Each of the first tiles fetches one of the rows that the next tiles begin with.
             const index_t tile = q / size;
             const index_t next = p + height + tile;
             const bool fetches = tile < height && next < u_rows;
-            add_inner_products_tile<Arch, height, size>(u + p, v + q, count,
+            add_inner_products_tile<Arch, height, size>(u + p, v + q, count, starts,
                                                         sums + before * lanes<A, Arch>,
                                                         fetches ? address_of(u[next]) : 0);
         });
@@ -160,11 +176,22 @@ struct rows_ahead {
 /// this takes can go unnoticed by the hardware (a f16 inventory took 2.5 times as long).
 inline constexpr std::uintptr_t converted_bytes_ahead = 2048;
 
+/// Where combinations go: c[p] += factor * sum, or = that unless `accumulate`.
+template <class A>
+struct combined {
+    A* const* rows;
+    A factor;
+    bool accumulate;
+
+    /// The same from row p on.
+    [[nodiscard]] combined from(index_t p) const noexcept { return {rows + p, factor, accumulate}; }
+};
+
 /// Tiles of c[p] += factor * sum over q of coefficients[p][q] v[q], of P rows and Width vectors,
 /// one behind the other from column `first` as long as they fit in `count`. Returns where they end.
-template <class Arch, bool Accumulate, index_t P, index_t Width, class A, class T>
+template <class Arch, index_t P, index_t Width, class A, class T>
 index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, index_t depth,
-                               index_t first, index_t count, A factor, A* const* c,
+                               index_t first, index_t count, const combined<A>& c,
                                const rows_ahead& ahead, index_t line_ahead) noexcept {
     using V = vector<A, Arch>;
     constexpr index_t width = lanes<A, Arch>;
@@ -175,16 +202,19 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
     A* to[as_size(P)];
     unroll<P>([&](auto p) {
         coefficient[p] = coefficients[p];
-        to[p] = c[p];
+        to[p] = c.rows[p];
     });
+    // Copies, which no store to a row can change.
+    const V factor(c.factor);
+    const bool accumulate = c.accumulate;
     const index_t skipped = line_ahead * cache_line;
     const std::uintptr_t* const addresses =
         skipped < columns * ahead.element_size ? ahead.addresses : nullptr;
     for (; first + columns <= count; first += columns) {
         // Rows of c are short, and hardware is late to foresee how they go on.
-        if constexpr (Accumulate && P > 1)
+        if (accumulate)
             for (index_t p = 0; p < P; ++p)
-                prefetch_lines<cache::l1, bytes>(address_of(c[p] + first) + 2 * bytes);
+                prefetch_lines<cache::l1, bytes>(address_of(to[p] + first) + 2 * bytes);
         V sum[as_size(P)][as_size(Width)];
         unroll<P>([&](auto p) { unroll<Width>([&](auto w) { sum[p][w] = V(A(0)); }); });
         const auto offset = static_cast<std::uintptr_t>(first * ahead.element_size + skipped);
@@ -200,16 +230,21 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
                 unroll<Width>([&](auto w) { sum[p][w] = multiply_add(a, b[w], sum[p][w]); });
             });
         }
-        unroll<P>([&](auto p) {
-            A* const at = to[p] + first;
-            unroll<Width>([&](auto w) {
-                if constexpr (Accumulate)
-                    multiply_add(V(factor), sum[p][w], V::load_unaligned(at + w * width))
+        // Each way by itself: a choice in the innermost body would move the sums to memory.
+        if (accumulate)
+            unroll<P>([&](auto p) {
+                A* const at = to[p] + first;
+                unroll<Width>([&](auto w) {
+                    multiply_add(factor, sum[p][w], V::load_unaligned(at + w * width))
                         .store_unaligned(at + w * width);
-                else
-                    (V(factor) * sum[p][w]).store_unaligned(at + w * width);
+                });
             });
-        });
+        else
+            unroll<P>([&](auto p) {
+                A* const at = to[p] + first;
+                unroll<Width>(
+                    [&](auto w) { (factor * sum[p][w]).store_unaligned(at + w * width); });
+            });
     }
     return first;
 }
@@ -218,11 +253,12 @@ index_t add_combinations_tiles(const A* const* coefficients, const T* const* v, 
 inline constexpr index_t single_row_columns = 1024;
 
 /// A group of Q terms of a single row, from term `first`: sums[j] += sum over q of coefficients[q]
-/// v[q][j], the first group from 0; the last one goes on to c[j] += factor sums[j].
-template <class Arch, bool Accumulate, index_t Q, class A, class T>
+/// v[q][j], the first group from 0; the last one goes on to c[0][j] += factor sums[j].
+template <class Arch, index_t Q, class A, class T>
 void add_terms_of_single_row(const A* coefficients, const T* const* v, index_t column,
-                             index_t count, bool is_first, bool is_last, A factor, A* sums, A* c,
-                             const std::uintptr_t* ahead, index_t size_ahead) noexcept {
+                             index_t count, bool is_first, bool is_last, A* sums,
+                             const combined<A>& c, const std::uintptr_t* ahead,
+                             index_t size_ahead) noexcept {
     using V = vector<A, Arch>;
     constexpr index_t width = lanes<A, Arch>;
     V a[as_size(Q)];
@@ -231,6 +267,9 @@ void add_terms_of_single_row(const A* coefficients, const T* const* v, index_t c
         a[q] = V(coefficients[q]);
         row[q] = v[q] + column;
     });
+    A* const row_of_c = c.rows[0] + column;
+    const V factor(c.factor);
+    const bool accumulate = c.accumulate;
     for (index_t j = 0; j < count; j += width) {
         if (ahead != nullptr && j * size_ahead % cache_line == 0)
             for (index_t q = 0; q < Q; ++q)
@@ -238,63 +277,60 @@ void add_terms_of_single_row(const A* coefficients, const T* const* v, index_t c
                                     static_cast<std::uintptr_t>((column + j) * size_ahead));
         V sum = is_first ? V(A(0)) : V::load_aligned(sums + j);
         unroll<Q>([&](auto q) { sum = multiply_add(a[q], load_lanes<A, Arch>(row[q] + j), sum); });
+        A* const to = row_of_c + j;
         if (!is_last)
             sum.store_aligned(sums + j);
-        else if constexpr (Accumulate)
-            multiply_add(V(factor), sum, V::load_unaligned(c + j)).store_unaligned(c + j);
+        else if (accumulate)
+            multiply_add(factor, sum, V::load_unaligned(to)).store_unaligned(to);
         else
-            (V(factor) * sum).store_unaligned(c + j);
+            (factor * sum).store_unaligned(to);
     }
 }
 
 /// add_combinations for a single row: a few long rows of v at a time, for there is nothing that a
 /// tile could use again. Sums in the order of the tiles.
-template <class Arch, bool Accumulate, class A, class T>
+template <class Arch, class A, class T>
 void add_single_combination(const A* coefficients, const T* const* v, index_t depth, index_t count,
-                            A factor, A* c, const rows_ahead& ahead) noexcept {
+                            const combined<A>& c, const rows_ahead& ahead) noexcept {
     if (depth == 0) {
-        if constexpr (!Accumulate) std::fill_n(c, count, factor * A(0));
+        if (!c.accumulate) std::fill_n(c.rows[0], count, c.factor * A(0));
         return;
     }
     alignas(64) A sums[as_size(single_row_columns)];
     for (index_t first = 0; first < count; first += single_row_columns) {
         const index_t columns = (std::min)(single_row_columns, count - first);
         const auto terms = [&](index_t q, auto size) {
-            add_terms_of_single_row<Arch, Accumulate, size>(
-                coefficients + q, v + q, first, columns, q == 0, q + size == depth, factor, sums,
-                c + first, ahead.addresses == nullptr ? nullptr : ahead.addresses + q,
-                ahead.element_size);
+            add_terms_of_single_row<Arch, size>(
+                coefficients + q, v + q, first, columns, q == 0, q + size == depth, sums, c,
+                ahead.addresses == nullptr ? nullptr : ahead.addresses + q, ahead.element_size);
         };
         for_tiles<8, 4, 2, 1>(depth, terms);
     }
 }
 
-/// c[p] += factor * sum over q of coefficients[p][q] v[q] over `count` elements, a multiple of the
-/// lanes; without Accumulate, c is overwritten. Rows of v of bf16 or f16 are converted once for
-/// each row of tiles.
-template <class Arch, bool Accumulate, class A, class T>
+/// c[p] += factor * sum over q of coefficients[p][q] v[q], or =, over `count` elements, a multiple
+/// of the lanes, for c_rows rows. Rows of v of bf16 or f16 are converted once for each row of
+/// tiles.
+template <class Arch, class A, class T>
 void add_combinations(const A* const* coefficients, const T* const* v, index_t depth, index_t count,
-                      A factor, A* const* c, index_t c_rows,
-                      const rows_ahead& ahead = {}) noexcept {
+                      const combined<A>& c, index_t c_rows, const rows_ahead& ahead = {}) noexcept {
     index_t line_ahead = 0;
-    const auto with_widths = [&](index_t p, auto height, auto... widths) {
-        index_t first = 0;
-        ((first = add_combinations_tiles<Arch, Accumulate, height, widths>(
-              coefficients + p, v, depth, first, count, factor, c + p, ahead, line_ahead)),
-         ...);
-        ++line_ahead;
-    };
     const auto rows = [&](index_t p, auto height) {
-        constexpr std::integral_constant<index_t, 1> one;
-        constexpr std::integral_constant<index_t, 2> two;
-        constexpr std::integral_constant<index_t, 4> four;
-        if constexpr (decltype(height)::value == 1)
-            add_single_combination<Arch, Accumulate>(coefficients[p], v, depth, count, factor, c[p],
-                                                     p == 0 ? ahead : rows_ahead{});
-        else if constexpr (has_32_registers<Arch>)
-            with_widths(p, height, four, two, one);
-        else
-            with_widths(p, height, two, one);
+        const auto with_width = [&](index_t first, auto width) {
+            return add_combinations_tiles<Arch, height, width>(coefficients + p, v, depth, first,
+                                                               count, c.from(p), ahead, line_ahead);
+        };
+        if constexpr (decltype(height)::value == 1) {
+            add_single_combination<Arch>(coefficients[p], v, depth, count, c.from(p),
+                                         p == 0 ? ahead : rows_ahead{});
+        } else {
+            index_t first = 0;
+            if constexpr (has_32_registers<Arch>)
+                first = with_width(first, std::integral_constant<index_t, 4>{});
+            first = with_width(first, std::integral_constant<index_t, 2>{});
+            with_width(first, std::integral_constant<index_t, 1>{});
+            ++line_ahead;
+        }
     };
     // With 16 registers, taller tiles load less and take longer to begin and end: for deep sums.
     constexpr index_t deep = 32;
