@@ -132,7 +132,8 @@
 
 /// 1 leaves the sums of f64 out of a header-only build, which then compiles in less time; calls
 /// that ask for them are refused. It also leaves out the tiles that read 16-bit elements: these
-/// are copied to f32 first, which gives the same bits and takes longer. All translation units of one program must agree on it.
+/// are copied to f32 first, which gives the same bits and takes longer. All translation units of
+/// one program must agree on it.
 #ifndef MHR_ONLY_F32
 #define MHR_ONLY_F32 0
 #endif
