@@ -14,7 +14,7 @@
 #endif
 #endif
 
-/// 1 if io/mapped_file.hpp maps files into memory (POSIX), 0 if it reads them into memory.
+/// 1 if io/files/mapped_file.hpp maps files into memory (POSIX), 0 if it reads them into memory.
 #ifndef MHR_MAP_FILES
 #if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
 #define MHR_MAP_FILES 1

@@ -33,7 +33,7 @@ struct row_of_task {
     index_t row;
 };
 
-/// What a plan holds.
+/// The data of a plan.
 struct plan_data {
     index_t rows = 0;
     growing_list<std::int64_t> tasks{};
@@ -44,7 +44,7 @@ struct plan_data {
     growing_list<row_range> blocks{}, parts{};
     growing_list<row_of_task> sorted{}; // kept for its capacity
 
-    // As the compiler would write them, but without a symbol (MHR_INLINE of config.hpp).
+    // These are what the compiler would write, but without a symbol (see MHR_INLINE in config.hpp).
     MHR_INLINE plan_data() = default;
     MHR_INLINE plan_data(const plan_data&) = default;
     MHR_INLINE plan_data(plan_data&&) noexcept = default;
@@ -86,8 +86,8 @@ void assign_single_task(plan_data& plan, index_t rows, Id task);
 /// adapters). A task id is a label: a host that draws noise for every sequence, as PEFT does,
 /// numbers its sequences 0, 1, ... and gives the router the list of their tasks.
 ///
-/// What the adapters make of a batch is *determined* as follows, to the last bit, whatever the
-/// number of threads and the executor:
+/// The results of the adapters are *determined* to the last bit, whatever the number of threads and
+/// the executor:
 ///   - The outputs of a row, its d_x and d_hidden depend on the row and its task alone: they are
 ///     the same in every batch, in every order, and for the row alone. So do a task's weights and
 ///     mixed adapter depend on that task alone.
@@ -218,14 +218,10 @@ void assign_sequences(plan_data& plan, tensor_view<Id, 1> task_of_sequence,
     for (index_t s = 0; checks.passed() && s < rows_of_sequence.extent(0); ++s) {
         // A number that the index type cannot hold becomes another one.
         const auto count = static_cast<index_t>(rows_of_sequence(s));
-        checks.expect(
-            static_cast<std::remove_const_t<Count>>(count) == rows_of_sequence(s) && count >= 0 &&
-                count <= (std::numeric_limits<index_t>::max)() - rows,
-            "rows_of_sequence",
-            [] { return std::string("numbers of 0 and more, whose sum fits an index"); },
-            [&] {
-                return std::to_string(rows_of_sequence(s)) + " at position " + std::to_string(s);
-            });
+        checks.expect(static_cast<std::remove_const_t<Count>>(count) == rows_of_sequence(s) &&
+                          count >= 0 && count <= (std::numeric_limits<index_t>::max)() - rows,
+                      "rows_of_sequence", "numbers of 0 and more, whose sum fits an index",
+                      joined(rows_of_sequence(s), " at position ", s));
         if (checks.passed()) rows += count;
     }
     checks.raise();
@@ -242,9 +238,7 @@ void assign_sequences(plan_data& plan, tensor_view<Id, 1> task_of_sequence,
 template <class Id>
 void assign_single_task(plan_data& plan, index_t rows, Id task) {
     argument_checks checks("batch_plan::assign_single_task");
-    checks.expect(
-        rows >= 0, "rows", [] { return std::string("0 or more"); },
-        [&] { return std::to_string(rows); });
+    checks.expect(rows >= 0, "rows", "0 or more", rows);
     check_tasks(checks, "task", tensor_view<const Id, 1>(&task, {1}));
     checks.raise();
     start(plan, rows);

@@ -151,7 +151,7 @@ class element_row_output {
     element_type type_;
 };
 
-/// The same for dense numbers in place.
+/// Writes dense numbers of type A where they lie; it has the functions of element_row_output.
 template <class A>
 class dense_row_output {
   public:

@@ -22,8 +22,7 @@ namespace mhr {
 /// A default-constructed one is *absent*: as an optional argument it means "not wanted". Nothing is
 /// checked here; the entry points check their arguments once (core/argument_checks.hpp).
 template <class Void, std::size_t Rank>
-class basic_tensor_ref {
-    static_assert(Rank >= 1, "mhr: a tensor has at least one dimension");
+class basic_tensor_ref : public tensor_details::strided<basic_tensor_ref<Void, Rank>, Rank> {
     static constexpr bool is_const = std::is_const_v<Void>;
     using byte = std::conditional_t<is_const, const std::byte, std::byte>;
     template <class T>
@@ -81,45 +80,18 @@ class basic_tensor_ref {
     /// Address of the element whose indices are all 0.
     [[nodiscard]] MHR_INLINE constexpr Void* data() const noexcept { return data_; }
 
-    /// What the elements are.
-    [[nodiscard]] MHR_INLINE constexpr element_type type() const noexcept { return type_; }
-
-    /// Numbers of elements along the axes, and elements between neighbours; of all axes or of one.
-    /// @{
+    /// Extents and strides.
     [[nodiscard]] MHR_INLINE constexpr const tensor_axes<Rank>& axes() const noexcept {
         return axes_;
     }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
-        return axes_.extents;
-    }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& strides() const noexcept {
-        return axes_.strides;
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t extent(std::size_t axis) const noexcept {
-        return axes_.extents[axis];
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t stride(std::size_t axis) const noexcept {
-        return axes_.strides[axis];
-    }
-    /// @}
 
-    /// Number of elements.
-    [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept { return axes_.size(); }
+    /// The type of the elements.
+    [[nodiscard]] MHR_INLINE constexpr element_type type() const noexcept { return type_; }
 
-    /// True for a tensor of nothing: no memory and no elements.
-    [[nodiscard]] MHR_INLINE constexpr bool absent() const noexcept {
-        return data_ == nullptr && axes_.empty();
-    }
-
-    /// True if the elements lie densely in row-major order.
-    [[nodiscard]] MHR_INLINE constexpr bool is_contiguous() const noexcept {
-        return axes_.is_contiguous();
-    }
-
-    /// The same elements as a view of T, which must be of this element type.
+    /// Returns a view of the same elements as T, which must have this element type.
     template <class T>
     [[nodiscard]] MHR_INLINE constexpr tensor_view<qualified<T>, Rank> as() const noexcept {
-        assert(absent() || type_ == element_type_of_v<T>);
+        assert(this->absent() || type_ == element_type_of_v<T>);
         return {axes_, static_cast<qualified<T>*>(data_)};
     }
 
@@ -141,7 +113,7 @@ class basic_tensor_ref {
         return {axes_.with_extent(axis, count), offset_by(first * axes_.strides[axis]), type_};
     }
 
-    /// The same elements with two axes exchanged.
+    /// Returns the same elements with two axes exchanged.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref
     transpose(std::size_t axis0, std::size_t axis1) const noexcept {
         return {axes_.exchanged(axis0, axis1), data_, type_};
@@ -153,7 +125,7 @@ class basic_tensor_ref {
         return {axes_.split(axis, count), data_, type_};
     }
 
-    /// The same elements with a new axis of extent 1 in front.
+    /// Returns the same elements with a new axis of extent 1 in front.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref<Void, Rank + 1>
     prepend_axis() const noexcept {
         return {axes_.prepended(), data_, type_};

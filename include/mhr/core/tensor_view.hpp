@@ -134,6 +134,55 @@ struct tensor_axes {
     }
 };
 
+namespace tensor_details {
+
+/// The questions that every kind of tensor answers from its `data()` and `axes()`.
+template <class Tensor, std::size_t Rank>
+class strided {
+    static_assert(Rank >= 1, "mhr: a tensor has at least one dimension");
+
+  public:
+    using extents_type = std::array<index_t, Rank>; ///< also the type of all strides
+
+    /// Numbers of elements along the axes, and elements between neighbours; of all axes or of one.
+    /// @{
+    [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
+        return self().axes().extents;
+    }
+    [[nodiscard]] MHR_INLINE constexpr const extents_type& strides() const noexcept {
+        return self().axes().strides;
+    }
+    [[nodiscard]] MHR_INLINE constexpr index_t extent(std::size_t axis) const noexcept {
+        return extents()[axis];
+    }
+    [[nodiscard]] MHR_INLINE constexpr index_t stride(std::size_t axis) const noexcept {
+        return strides()[axis];
+    }
+    /// @}
+
+    /// Number of elements.
+    [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept {
+        return self().axes().size();
+    }
+
+    /// True if there is nothing: no memory and no elements.
+    [[nodiscard]] MHR_INLINE constexpr bool absent() const noexcept {
+        return self().data() == nullptr && self().axes().empty();
+    }
+
+    /// True if the elements lie densely in row-major order.
+    [[nodiscard]] MHR_INLINE constexpr bool is_contiguous() const noexcept {
+        return self().axes().is_contiguous();
+    }
+
+  private:
+    MHR_INLINE constexpr const Tensor& self() const noexcept {
+        return static_cast<const Tensor&>(*this);
+    }
+};
+
+} // namespace tensor_details
+
 /// A pointer, extents and element strides; neither owns nor copies, and is trivially copyable.
 /// Strides are counted in elements and may be anything for an input: padded rows, column-major,
 /// negative, or 0 (one element repeated). Outputs must not place two elements at one address.
@@ -143,9 +192,7 @@ struct tensor_axes {
 /// pair is called by its type, as in `lora_inventory<float>{d_a, {}}`.
 /// Nothing is checked here; the entry points check their arguments once (core/argument_checks.hpp).
 template <class T, std::size_t Rank>
-class tensor_view {
-    static_assert(Rank >= 1, "mhr: a view has at least one dimension");
-
+class tensor_view : public tensor_details::strided<tensor_view<T, Rank>, Rank> {
   public:
     using element_type = T;                         ///< const where elements may only be read
     using value_type = std::remove_const_t<T>;      ///< what an element holds
@@ -175,36 +222,9 @@ class tensor_view {
     /// Address of the element whose indices are all 0.
     [[nodiscard]] MHR_INLINE constexpr T* data() const noexcept { return data_; }
 
-    /// Numbers of elements along the axes, and elements between neighbours; of all axes or of one.
-    /// @{
+    /// Extents and strides.
     [[nodiscard]] MHR_INLINE constexpr const tensor_axes<Rank>& axes() const noexcept {
         return axes_;
-    }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
-        return axes_.extents;
-    }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& strides() const noexcept {
-        return axes_.strides;
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t extent(std::size_t axis) const noexcept {
-        return axes_.extents[axis];
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t stride(std::size_t axis) const noexcept {
-        return axes_.strides[axis];
-    }
-    /// @}
-
-    /// Number of elements.
-    [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept { return axes_.size(); }
-
-    /// True for a view of nothing: no memory and no elements.
-    [[nodiscard]] MHR_INLINE constexpr bool absent() const noexcept {
-        return data_ == nullptr && axes_.empty();
-    }
-
-    /// True if the elements lie densely in row-major order.
-    [[nodiscard]] MHR_INLINE constexpr bool is_contiguous() const noexcept {
-        return axes_.is_contiguous();
     }
 
     /// The element at the given indices, which must be inside the extents.
@@ -225,7 +245,7 @@ class tensor_view {
         return {axes_.with_extent(axis, count), offset_by(first * axes_.strides[axis])};
     }
 
-    /// The same elements with two axes exchanged.
+    /// Returns the same elements with two axes exchanged.
     [[nodiscard]] MHR_INLINE constexpr tensor_view transpose(std::size_t axis0,
                                                              std::size_t axis1) const noexcept {
         return {axes_.exchanged(axis0, axis1), data_};
@@ -237,7 +257,7 @@ class tensor_view {
         return {axes_.split(axis, count), data_};
     }
 
-    /// The same elements with a new axis of extent 1 in front.
+    /// Returns the same elements with a new axis of extent 1 in front.
     [[nodiscard]] MHR_INLINE constexpr tensor_view<T, Rank + 1> prepend_axis() const noexcept {
         return {axes_.prepended(), data_};
     }
@@ -252,7 +272,7 @@ class tensor_view {
     tensor_axes<Rank> axes_{};
 };
 
-/// The same view with constant elements: what a kernel takes an input as.
+/// Returns the view with constant elements, as a kernel takes an input.
 template <class T, std::size_t Rank>
 MHR_INLINE constexpr tensor_view<const T, Rank>
 as_const(const tensor_view<T, Rank>& view) noexcept {

@@ -36,16 +36,16 @@ class workspace {
         return {static_cast<T*>(take_bytes(extents.data(), Rank, sizeof(T))), extents};
     }
 
-    /// The same, of an element type.
+    /// Takes elements of an element type.
     template <std::size_t Rank>
     [[nodiscard]] MHR_INLINE tensor_ref<Rank>
     take(element_type type, const std::array<index_t, Rank>& extents) noexcept {
         return {take_bytes(extents.data(), Rank, size_of(type)), type, extents};
     }
 
-    /// The same with rows (of the last dimension) that begin at multiples of the alignment, and of
-    /// which a kernel can keep many side by side in a cache: rows that are multiples of 2 KiB apart
-    /// would share its sets.
+    /// Takes a tensor whose rows (of the last dimension) begin at multiples of the alignment, and
+    /// are never a multiple of 2 KiB apart: such rows would share the sets of a cache, so that a
+    /// kernel could not keep many of them side by side.
     /// @{
     template <class T, std::size_t Rank>
     [[nodiscard]] MHR_INLINE tensor_view<T, Rank>
@@ -111,10 +111,10 @@ class workspace {
 /// kernel.
 class owned_workspace {
   public:
-    /// Of nothing, until `reserve`.
+    /// Has no memory until `reserve` is called.
     owned_workspace() = default;
 
-    /// Of `bytes` bytes.
+    /// Allocates `bytes` bytes.
     MHR_INLINE explicit owned_workspace(std::size_t bytes) : memory_(bytes) {}
 
     /// Makes room for `bytes`; what was taken before becomes invalid.

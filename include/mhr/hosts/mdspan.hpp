@@ -106,18 +106,10 @@ span_of(const tensor_view<T, Rank>& view) {
     checks.numbers("view", view, argument_checks::any_extents<Rank>());
     checks.raise();
     const auto strides = mdspan_details::positive_strides(view.axes());
-    checks.expect(
-        mdspan_details::fits_layout_stride(
-            tensor_view<T, Rank>(view.data(), view.extents(), strides)),
-        "view",
-        [] {
-            return std::string("positive strides, each at least the next smaller one times its "
-                               "extent");
-        },
-        [&] {
-            return "strides " + check_details::text_of(view.strides().data(), Rank) +
-                   " with extents " + check_details::text_of(view.extents().data(), Rank);
-        });
+    checks.expect(mdspan_details::fits_layout_stride(
+                      tensor_view<T, Rank>(view.data(), view.extents(), strides)),
+                  "view", "positive strides, each at least the next smaller one times its extent",
+                  joined("strides ", view.strides(), " with extents ", view.extents()));
     checks.raise();
     return {view.data(),
             std::layout_stride::mapping<std::dextents<index_t, Rank>>(view.extents(), strides)};

@@ -36,12 +36,12 @@ struct const_stacked_lora_matrices {
     const_tensor_ref<3> b{}; ///< [entries, rank, out_features]
 };
 
-/// The same where they are written.
+/// A stack of matrices that may be written.
 struct stacked_lora_matrices {
     tensor_ref<3> a{}; ///< [entries, in_features, rank]
     tensor_ref<3> b{}; ///< [entries, rank, out_features]
 
-    /// What may be written may be read.
+    /// Converts to matrices that are only read.
     MHR_INLINE operator const_stacked_lora_matrices() const noexcept { // NOLINT: implicit
         return {a, b};
     }
@@ -191,21 +191,17 @@ inline index_t check_adapters(argument_checks& checks, const batch_plan& plan,
     if (!map.absent()) {
         checks.numbers("adapters.adapter_of_entry", map, {entries});
         for (index_t entry = 0; checks.passed() && entry < entries; ++entry)
-            checks.expect(
-                map(entry) >= 0 && map(entry) < adapters.size(), "adapters.adapter_of_entry",
-                [&] { return "numbers from 0 to " + std::to_string(adapters.size() - 1); },
-                [&] {
-                    return std::to_string(map(entry)) + " at position " + std::to_string(entry);
-                });
+            checks.expect(map(entry) >= 0 && map(entry) < adapters.size(),
+                          "adapters.adapter_of_entry",
+                          joined("numbers from 0 to ", adapters.size() - 1),
+                          joined(map(entry), " at position ", entry));
     } else if (!adapters.is_single()) {
         checks.expect(
             adapters.size() == entries, "adapters",
-            [&] {
-                return std::to_string(entries) +
-                       " adapters, one for each entry of the plan (or numbers of those that the "
-                       "entries use)";
-            },
-            [&] { return std::to_string(adapters.size()); });
+            joined(entries,
+                   " adapters, one for each entry of the plan (or numbers of those that the "
+                   "entries use)"),
+            adapters.size());
     }
     const index_t used = adapters.is_single() ? 1 : entries;
     index_t out_features = any_extent;

@@ -119,15 +119,16 @@ struct l2_normaliser {
     MHR_INLINE void validate(argument_checks&, index_t, index_t) const noexcept {}
 
   private:
-    /// Of s over a power of two near its largest element, so that squares neither overflow nor
-    /// vanish. (By scalbn: a compiler that may regroup sums would make one division of squares of
-    /// two divisions.)
+    /// Computes the length of s over a power of two near its largest element, so that squares
+    /// neither overflow nor vanish. (scalbn is used because a compiler that may regroup sums would
+    /// turn two divisions into one division of squares.)
     template <class A, class S>
     MHR_INLINE static A length_of(const routing_shape& shape, S& s) noexcept {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             largest = (std::max)(largest, (std::abs)(s(m)));
-        // Of subnormal numbers, which may be taken for 0 on the way, the length is below the least.
+        // Subnormal numbers may be taken for 0 on the way; their length is below the least one
+        // anyway.
         if (largest < (std::numeric_limits<A>::min)()) return 0;
         const int exponent = std::ilogb(largest);
         A sum = 0;
@@ -170,9 +171,7 @@ struct softmax_normaliser {
     }
     /// This is refused: a number of kept modules below 1.
     MHR_INLINE void validate(argument_checks& checks, index_t, index_t) const {
-        checks.expect(
-            kept >= 1, "normaliser.kept", [] { return std::string("1 or more"); },
-            [&] { return std::to_string(kept); });
+        checks.expect(kept >= 1, "normaliser.kept", "1 or more", kept);
     }
 
   private:
@@ -221,9 +220,10 @@ struct softmax_normaliser {
     }
 };
 
-/// The weights of `normaliser`, and its gradient but for heads whose gates are all 0: those get
-/// none, where the sum and L2 normalisers give d_w / 1e-12. For straight-through gates, all of
-/// which may round to 0; or for lengths of logits that are all 0.
+/// Gives the weights of `normaliser`, and its gradient except for heads whose gates are all 0:
+/// these get no gradient, where the sum and L2 normalisers give d_w / 1e-12. It is meant for
+/// straight-through gates, all of which may round to 0, and for the lengths of logits that are all
+/// 0.
 ///
 /// A head that is off stays off, then, until something else moves its logits (weight decay, a
 /// prior) or its gates (noise round the gate).
@@ -231,7 +231,7 @@ template <class Normaliser>
 struct detached_when_off_normaliser {
     Normaliser normaliser{}; ///< of heads that are not off
 
-    /// What every normaliser has (see above).
+    /// The functions that every normaliser has (see the top of this file).
     /// @{
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {

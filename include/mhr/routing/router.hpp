@@ -55,11 +55,10 @@ void check_tasks(argument_checks& checks, const tensor_view<Id, 1>& tasks, index
     const auto largest = (std::min)(std::int64_t{table_tasks} - 1, task_details::largest_task<V>());
     checks.numbers("tasks", tasks, {any_extent});
     for (index_t entry = 0; checks.passed() && entry < tasks.extent(0); ++entry)
-        checks.expect(
-            task_details::is_task<V>(tasks(entry)) &&
-                static_cast<std::int64_t>(tasks(entry)) <= largest,
-            "tasks", [&] { return "ids from 0 to " + std::to_string(largest); },
-            [&] { return task_details::task_id_text(tasks, entry); });
+        checks.expect(task_details::is_task<V>(tasks(entry)) &&
+                          static_cast<std::int64_t>(tasks(entry)) <= largest,
+                      "tasks", joined("ids from 0 to ", largest),
+                      [&] { return task_details::task_id_text(tasks, entry); });
 }
 
 template <class Id, class Gate, class Normaliser>
@@ -69,10 +68,8 @@ void check_router(argument_checks& checks, const const_tensor_ref<3>& logits,
     check_tasks(checks, tasks, logits.extent(0));
     rule.gate.validate(checks, tasks.extent(0), logits.extent(1), logits.extent(2));
     rule.normaliser.validate(checks, logits.extent(1), logits.extent(2));
-    checks.expect(
-        rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
-        [] { return std::string("a number from 0 to 1"); },
-        [&] { return std::to_string(rule.annealing); });
+    checks.expect(rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
+                  "a number from 0 to 1", rule.annealing);
 }
 
 /// The modules of one head, as numbers of the type of sums.

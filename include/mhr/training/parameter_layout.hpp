@@ -30,13 +30,9 @@ namespace layout_details {
 inline void check_buffer(const const_tensor_ref<1>& buffer, index_t first, index_t size) {
     argument_checks checks("parameter_place::in");
     checks.input("buffer", buffer);
-    checks.expect(
-        buffer.is_contiguous() && buffer.extent(0) - first >= size, "buffer",
-        [&] { return std::to_string(first + size) + " dense elements"; },
-        [&] {
-            return "extents " + check_details::text_of(buffer.extents().data(), 1) +
-                   " with strides " + check_details::text_of(buffer.strides().data(), 1);
-        });
+    checks.expect(buffer.is_contiguous() && buffer.extent(0) - first >= size, "buffer",
+                  joined(first + size, " dense elements"),
+                  joined("extents ", buffer.extents(), " with strides ", buffer.strides()));
     checks.raise();
 }
 
@@ -50,25 +46,20 @@ inline void append(argument_checks& checks, const char* argument, const index_t*
         counts = counts && extents[axis] >= 0;
         if (counts) count = check_details::saturating_product(count, extents[axis]);
     }
-    checks.expect(
-        counts && count <= largest - alignment - end, argument,
-        [] { return std::string("extents of 0 and more, whose elements an index counts"); },
-        [&] {
-            return check_details::text_of(extents, rank) + " after " + std::to_string(end) +
-                   " elements";
-        });
+    checks.expect(counts && count <= largest - alignment - end, argument,
+                  "extents of 0 and more, whose elements an index counts", [&] {
+                      return check_details::text_of(extents, rank) + " after " +
+                             std::to_string(end) + " elements";
+                  });
     if (checks.passed()) end += (count + alignment - 1) / alignment * alignment;
 }
 
 inline void check_heads(argument_checks& checks, const lora_shape& shape) {
-    checks.expect(
-        shape.heads >= 1 && shape.in_features % shape.heads == 0 &&
-            shape.out_features % shape.heads == 0,
-        "shape", [] { return std::string("heads that divide the features"); },
-        [&] {
-            return std::to_string(shape.heads) + " heads of " + std::to_string(shape.in_features) +
-                   " and " + std::to_string(shape.out_features) + " features";
-        });
+    checks.expect(shape.heads >= 1 && shape.in_features % shape.heads == 0 &&
+                      shape.out_features % shape.heads == 0,
+                  "shape", "heads that divide the features",
+                  joined(shape.heads, " heads of ", shape.in_features, " and ", shape.out_features,
+                         " features"));
 }
 
 } // namespace layout_details
@@ -88,7 +79,7 @@ struct parameter_place {
         return {tensor_axes<Rank>::row_major(extents), buffer.address_of(first), buffer.type()};
     }
 
-    /// The same of a buffer that is only read.
+    /// Returns the place in a buffer that is only read.
     [[nodiscard]] MHR_INLINE const_tensor_ref<Rank>
     in_const(const const_tensor_ref<1>& buffer) const {
         if (buffer.absent()) return {};
@@ -112,7 +103,7 @@ struct inventory_place {
         return {a.in(buffer), b.in(buffer)};
     }
 
-    /// The same of a buffer that is only read.
+    /// Returns the place in a buffer that is only read.
     [[nodiscard]] MHR_INLINE lora_inventory in_const(const const_tensor_ref<1>& buffer) const {
         return {a.in_const(buffer), b.in_const(buffer)};
     }
@@ -126,7 +117,7 @@ struct inventory_place {
 /// parameters in bf16 and moments in f32 share a layout. Fill a new buffer with zeros: what lies
 /// between tensors stays zero then, in sums over ranks and in steps of an optimiser.
 ///
-/// What is trained in another way (the logits at a rate of their own) is placed after the rest: it
+/// Place what is trained in another way (the logits, at a rate of their own) after the rest: it
 /// begins at the `size()` before.
 class parameter_layout {
   public:

@@ -27,7 +27,7 @@
 namespace mhr {
 namespace torch {
 
-/// What TORCH_MODULE calls `torch::nn`.
+/// TORCH_MODULE needs this name, `torch::nn`.
 namespace nn = ::torch::nn;
 
 inline namespace MHR_ISA {
@@ -44,9 +44,9 @@ class RouterOptions {
     TORCH_ARG(std::int64_t, modules);
     /// That choose on their own.
     TORCH_ARG(std::int64_t, heads) = 1;
-    /// Of the noise while training.
+    /// The temperature of the noise while training.
     TORCH_ARG(double, temperature) = 1;
-    /// Of the logits.
+    /// The type of the logits.
     TORCH_ARG(at::ScalarType, dtype) = at::kFloat;
 };
 
@@ -56,9 +56,9 @@ class RoutedLoraOptions {
     /// With one head.
     RoutedLoraOptions(std::int64_t modules, std::int64_t rank) : modules_(modules), rank_(rank) {}
 
-    /// Of the inventory.
+    /// The number of modules of the inventory.
     TORCH_ARG(std::int64_t, modules);
-    /// Of each module.
+    /// The rank of each module.
     TORCH_ARG(std::int64_t, rank);
     /// That choose on their own; they divide the features.
     TORCH_ARG(std::int64_t, heads) = 1;
@@ -69,9 +69,7 @@ class RoutedLoraOptions {
 namespace module_details {
 
 inline void check_at_least_1(argument_checks& checks, const char* argument, std::int64_t number) {
-    checks.expect(
-        number >= 1, argument, [] { return std::string("1 or more"); },
-        [&] { return std::to_string(number); });
+    checks.expect(number >= 1, argument, "1 or more", number);
 }
 
 /// A seed from LibTorch's generator, so that torch::manual_seed decides.
@@ -151,9 +149,7 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
     RoutedLoraLinearImpl(::torch::nn::Linear base, const RoutedLoraOptions& options_)
         : options(options_) {
         argument_checks checks("torch::RoutedLoraLinear");
-        checks.expect(
-            !base.is_empty(), "base", [] { return std::string("a layer"); },
-            [] { return std::string("an empty holder"); });
+        checks.expect(!base.is_empty(), "base", "a layer", "an empty holder");
         module_details::check_at_least_1(checks, "modules", options.modules());
         module_details::check_at_least_1(checks, "rank", options.rank());
         module_details::check_at_least_1(checks, "heads", options.heads());
@@ -161,10 +157,8 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
         const std::int64_t heads = options.heads();
         const std::int64_t in = base->options.in_features();
         const std::int64_t out = base->options.out_features();
-        checks.expect(
-            in % heads == 0 && out % heads == 0, "heads",
-            [&] { return "a divisor of " + std::to_string(in) + " and " + std::to_string(out); },
-            [&] { return std::to_string(heads); });
+        checks.expect(in % heads == 0 && out % heads == 0, "heads",
+                      joined("a divisor of ", in, " and ", out), heads);
         checks.raise();
         base_layer = register_module("base_layer", std::move(base));
         for (at::Tensor& parameter : base_layer->parameters())
