@@ -16,6 +16,14 @@ function(mhr_extract_snippets)
     foreach(page IN LISTS arg_PAGES)
         mhr_extract_snippets_of(${page} ${arg_FOLDER} "${tests}")
     endforeach()
+    # A test must not go on with a block that no page has any more.
+    file(GLOB written ${arg_FOLDER}/*.inc)
+    foreach(file IN LISTS written)
+        get_filename_component(name ${file} NAME_WE)
+        if(NOT name IN_LIST names)
+            file(REMOVE ${file})
+        endif()
+    endforeach()
 endfunction()
 
 # Does so for one page; `names`, in the caller, are those of the pages so far.

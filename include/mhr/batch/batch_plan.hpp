@@ -132,22 +132,23 @@ class batch_plan {
         batch_details::assign_sequences(data_, task_of_sequence, rows_of_sequence);
     }
 
-    /// One task for all rows: for a single sequence, or a plain adapter. Fewer than 0 rows and ids
+    /// Gives all rows one task, for a single sequence or a plain adapter. Fewer than 0 rows and ids
     /// that `assign_rows` refuses are refused.
     template <class Id = std::int64_t>
     MHR_INLINE void assign_single_task(index_t rows, Id task = 0) {
         batch_details::assign_single_task(data_, rows, task);
     }
 
-    /// Rows of the batch, those of no task included.
+    /// Returns the number of rows of the batch, those of no task included.
     [[nodiscard]] MHR_INLINE index_t rows() const noexcept { return data_.rows; }
 
-    /// The distinct tasks, ascending: what the router is asked for. Valid until the next assign.
+    /// The distinct tasks, ascending: what the router is asked for. They are valid until the next
+    /// assign.
     [[nodiscard]] MHR_INLINE tensor_view<const std::int64_t, 1> tasks() const noexcept {
         return {data_.tasks.data(), {entries()}};
     }
 
-    /// Number of distinct tasks.
+    /// Returns the number of distinct tasks.
     [[nodiscard]] MHR_INLINE index_t entries() const noexcept {
         return static_cast<index_t>(data_.tasks.size());
     }
@@ -157,7 +158,7 @@ class batch_plan {
         return {data_.row_order.data(), {static_cast<index_t>(data_.row_order.size())}};
     }
 
-    /// The rows of an entry, ascending.
+    /// Returns the rows of an entry, ascending.
     [[nodiscard]] MHR_INLINE tensor_view<const index_t, 1> rows_of(index_t entry) const noexcept {
         const index_t first = data_.first_of_entry[static_cast<std::size_t>(entry)];
         const index_t last = data_.first_of_entry[static_cast<std::size_t>(entry) + 1];

@@ -24,7 +24,7 @@ class growing_list {
                   "mhr: memory is aligned as operator new does it");
 
   public:
-    /// Empty and without memory.
+    /// Makes an empty list without memory.
     MHR_INLINE growing_list() noexcept {}
     /// Makes a list of one element.
     MHR_INLINE explicit growing_list(const T& only) { push_back(only); }

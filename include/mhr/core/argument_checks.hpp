@@ -55,7 +55,7 @@ checked_memory memory_of(const tensor_view<T, Rank>& view) noexcept {
     return {view.data(), sizeof(T), alignof(T), Rank, view.extents().data(), view.strides().data()};
 }
 
-/// The text of a part of a message.
+/// Returns the text of a part of a message.
 /// @{
 std::string text_of(const index_t* numbers, std::size_t count, bool expected = false);
 template <std::size_t Count>
@@ -128,8 +128,9 @@ class argument_checks {
     /// digits would be lost.
     void sums_are(element_type sums) noexcept { sums_ = sums; }
 
-    /// An input: the expected extents (`any_extent` accepts every one), a known element type,
-    /// memory where there are elements, aligned, and offsets that fit an index. Strides are free.
+    /// Checks an input: it has the expected extents (`any_extent` accepts every one), a known
+    /// element type, aligned memory where there are elements, and offsets that fit an index.
+    /// Strides are free.
     template <std::size_t Rank>
     void input(const char* argument, const const_tensor_ref<Rank>& tensor,
                const std::array<index_t, Rank>& expected) {
@@ -137,13 +138,13 @@ class argument_checks {
         memory(argument, check_details::memory_of(tensor), expected.data(), false);
     }
 
-    /// An input of any extents.
+    /// Checks an input of any extents.
     template <std::size_t Rank>
     void input(const char* argument, const const_tensor_ref<Rank>& tensor) {
         input(argument, tensor, any_extents<Rank>());
     }
 
-    /// An output: as an input, and no two elements at one address.
+    /// Checks an output, which is what an input is and has no two elements at one address.
     template <std::size_t Rank>
     void output(const char* argument, const tensor_ref<Rank>& tensor,
                 const std::array<index_t, Rank>& expected) {
@@ -151,14 +152,14 @@ class argument_checks {
         memory(argument, check_details::memory_of(tensor), expected.data(), true);
     }
 
-    /// An output that may be absent: "not wanted".
+    /// Checks an output that may be absent, which means "not wanted".
     template <std::size_t Rank>
     void optional_output(const char* argument, const tensor_ref<Rank>& tensor,
                          const std::array<index_t, Rank>& expected) {
         if (!tensor.absent()) output(argument, tensor, expected);
     }
 
-    /// Numbers of the host that are no elements, such as task ids.
+    /// Checks numbers of the host that are no elements, such as task ids.
     template <class T, std::size_t Rank>
     void numbers(const char* argument, const tensor_view<T, Rank>& view,
                  const std::array<index_t, Rank>& expected) {
@@ -172,7 +173,7 @@ class argument_checks {
         memory(argument, check_details::memory_of(view), expected.data(), true);
     }
 
-    /// An element type that is known, and not f64 where sums are f32.
+    /// Checks that an element type is known, and not f64 where sums are f32.
     void element(const char* argument, element_type type) {
         expect(is_known(type), argument, "an element type (f32, f64, bf16 or f16)",
                joined("number ", static_cast<int>(type)));
@@ -180,7 +181,7 @@ class argument_checks {
                "f32, bf16 or f16 where sums are f32 (f64 needs sums of f64)", "f64");
     }
 
-    /// A tensor whose type says in what type a call sums: f32 or f64.
+    /// Checks the type of a tensor that says in what type a call sums: f32 or f64.
     void sums_type(const char* argument, element_type type) {
         expect(type == element_type::f32 || (type == element_type::f64 && !MHR_ONLY_F32), argument,
                MHR_ONLY_F32 ? "f32, the only type of sums of this build"
@@ -188,20 +189,21 @@ class argument_checks {
                type);
     }
 
-    /// The executor of a function with several phases, each of which needs all of the one before.
+    /// Checks the executor of a function with several phases, each of which needs all of the one
+    /// before.
     void every_part(const executor_ref& executor) {
         expect(executor.runs_every_part(), "executor",
                "one that runs every part (this function has several phases)",
                "one that runs a share");
     }
 
-    /// Scratch memory of so many bytes.
+    /// Checks that scratch memory has so many bytes left.
     void workspace_size(const workspace& scratch, std::size_t bytes) {
         expect(scratch.available() >= bytes, "workspace", joined("at least ", bytes, " bytes"),
                scratch.available());
     }
 
-    /// Extents that are all left open.
+    /// Returns extents that are all left open.
     template <std::size_t Rank>
     static std::array<index_t, Rank> any_extents() noexcept {
         std::array<index_t, Rank> any{};

@@ -35,12 +35,12 @@ enum class element_type : std::uint8_t {
     f16,  ///< IEEE 754 binary16
 };
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 [[nodiscard]] MHR_INLINE constexpr std::size_t size_of(element_type type) noexcept {
     return type == element_type::f64 ? 8 : type == element_type::f32 ? 4 : 2;
 }
 
-/// The name of a type, as messages have it.
+/// Returns the name of a type, as messages have it.
 [[nodiscard]] MHR_INLINE constexpr const char* name_of(element_type type) noexcept {
     switch (type) {
     case element_type::f32:

@@ -77,15 +77,15 @@ class basic_tensor_ref : public tensor_details::strided<basic_tensor_ref<Void, R
     MHR_INLINE constexpr basic_tensor_ref(const basic_tensor_ref<V, Rank>& other) noexcept
         : basic_tensor_ref(other.axes(), other.data(), other.type()) {}
 
-    /// Address of the element whose indices are all 0.
+    /// Returns the address of the element whose indices are all 0.
     [[nodiscard]] MHR_INLINE constexpr Void* data() const noexcept { return data_; }
 
-    /// Extents and strides.
+    /// Returns extents and strides.
     [[nodiscard]] MHR_INLINE constexpr const tensor_axes<Rank>& axes() const noexcept {
         return axes_;
     }
 
-    /// The type of the elements.
+    /// Returns the type of the elements.
     [[nodiscard]] MHR_INLINE constexpr element_type type() const noexcept { return type_; }
 
     /// Returns a view of the same elements as T, which must have this element type.
@@ -95,19 +95,19 @@ class basic_tensor_ref : public tensor_details::strided<basic_tensor_ref<Void, R
         return {axes_, static_cast<qualified<T>*>(data_)};
     }
 
-    /// Address of the element at the given indices, which must be inside the extents.
+    /// Returns the address of the element at the given indices, which must be inside the extents.
     template <class... Index>
     [[nodiscard]] MHR_INLINE Void* address_of(Index... index) const noexcept {
         return offset_by(axes_.offset_of(index...));
     }
 
-    /// The tensor at one index of an axis, which disappears.
+    /// Returns the tensor at one index of an axis, which disappears.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref<Void, Rank - 1>
     slice(std::size_t axis, index_t index) const noexcept {
         return {axes_.without(axis), offset_by(index * axes_.strides[axis]), type_};
     }
 
-    /// The part [first, first + count) of an axis.
+    /// Returns the part [first, first + count) of an axis.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref block(std::size_t axis, index_t first,
                                                               index_t count) const noexcept {
         return {axes_.with_extent(axis, count), offset_by(first * axes_.strides[axis]), type_};
@@ -119,7 +119,7 @@ class basic_tensor_ref : public tensor_details::strided<basic_tensor_ref<Void, R
         return {axes_.exchanged(axis0, axis1), data_, type_};
     }
 
-    /// An axis seen as `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
+    /// Cuts an axis into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref<Void, Rank + 1>
     split(std::size_t axis, index_t count) const noexcept {
         return {axes_.split(axis, count), data_, type_};

@@ -36,7 +36,7 @@ struct tensor_axes {
         return axes;
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept {
         index_t product = 1;
         for (index_t extent : extents)
@@ -61,7 +61,7 @@ struct tensor_axes {
         return true;
     }
 
-    /// Elements from the first one to the one at the given indices.
+    /// Returns the number of elements from the first one to the one at the given indices.
     template <class... Index>
     [[nodiscard]] MHR_INLINE constexpr index_t offset_of(Index... index) const noexcept {
         static_assert(sizeof...(Index) == Rank, "mhr: one index per dimension");
@@ -72,7 +72,7 @@ struct tensor_axes {
         return offset;
     }
 
-    /// All axes but one.
+    /// Returns all axes but one.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes<Rank - 1>
     without(std::size_t axis) const noexcept {
         static_assert(Rank >= 2, "mhr: a slice of a vector is an element: use operator()");
@@ -86,7 +86,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With another extent of one axis.
+    /// Returns the axes with another extent of one axis.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes with_extent(std::size_t axis,
                                                                index_t extent) const noexcept {
         tensor_axes result = *this;
@@ -94,7 +94,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With two axes exchanged.
+    /// Returns the axes with two of them exchanged.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes exchanged(std::size_t axis0,
                                                              std::size_t axis1) const noexcept {
         tensor_axes result = *this;
@@ -105,7 +105,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With an axis cut into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
+    /// Cuts an axis into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
     [[nodiscard]] MHR_INLINE constexpr tensor_axes<Rank + 1> split(std::size_t axis,
                                                                    index_t count) const noexcept {
         tensor_axes<Rank + 1> result;
@@ -122,7 +122,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With a new axis of extent 1 in front.
+    /// Returns the axes with a new one of extent 1 in front.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes<Rank + 1> prepended() const noexcept {
         tensor_axes<Rank + 1> result;
         result.extents[0] = 1;
@@ -144,7 +144,8 @@ class strided {
   public:
     using extents_type = std::array<index_t, Rank>; ///< also the type of all strides
 
-    /// Numbers of elements along the axes, and elements between neighbours; of all axes or of one.
+    /// These return the numbers of elements along the axes, and the elements between neighbours, of
+    /// all axes or of one.
     /// @{
     [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
         return self().axes().extents;
@@ -160,7 +161,7 @@ class strided {
     }
     /// @}
 
-    /// Number of elements.
+    /// Returns the number of elements.
     [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept {
         return self().axes().size();
     }
@@ -219,27 +220,27 @@ class tensor_view : public tensor_details::strided<tensor_view<T, Rank>, Rank> {
     MHR_INLINE constexpr tensor_view(const tensor_view<U, Rank>& other) noexcept
         : data_(other.data()), axes_(other.axes()) {}
 
-    /// Address of the element whose indices are all 0.
+    /// Returns the address of the element whose indices are all 0.
     [[nodiscard]] MHR_INLINE constexpr T* data() const noexcept { return data_; }
 
-    /// Extents and strides.
+    /// Returns extents and strides.
     [[nodiscard]] MHR_INLINE constexpr const tensor_axes<Rank>& axes() const noexcept {
         return axes_;
     }
 
-    /// The element at the given indices, which must be inside the extents.
+    /// Returns the element at the given indices, which must be inside the extents.
     template <class... Index>
     [[nodiscard]] MHR_INLINE constexpr T& operator()(Index... index) const noexcept {
         return data_[axes_.offset_of(index...)];
     }
 
-    /// The view at one index of an axis, which disappears.
+    /// Returns the view at one index of an axis, which disappears.
     [[nodiscard]] MHR_INLINE constexpr tensor_view<T, Rank - 1>
     slice(std::size_t axis, index_t index) const noexcept {
         return {axes_.without(axis), offset_by(index * axes_.strides[axis])};
     }
 
-    /// The part [first, first + count) of an axis.
+    /// Returns the part [first, first + count) of an axis.
     [[nodiscard]] MHR_INLINE constexpr tensor_view block(std::size_t axis, index_t first,
                                                          index_t count) const noexcept {
         return {axes_.with_extent(axis, count), offset_by(first * axes_.strides[axis])};
@@ -251,7 +252,7 @@ class tensor_view : public tensor_details::strided<tensor_view<T, Rank>, Rank> {
         return {axes_.exchanged(axis0, axis1), data_};
     }
 
-    /// An axis seen as `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
+    /// Cuts an axis into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
     [[nodiscard]] MHR_INLINE constexpr tensor_view<T, Rank + 1>
     split(std::size_t axis, index_t count) const noexcept {
         return {axes_.split(axis, count), data_};

@@ -210,7 +210,7 @@ tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
         [&](std::size_t axis) { return strides[axis]; });
 }
 
-/// The address of the first element.
+/// Returns the address of the first element.
 inline void* checked_memory_of(argument_checks& checks, const char* argument,
                                const DLTensor& tensor) {
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);

@@ -94,7 +94,8 @@ bool fits_layout_stride(const tensor_view<T, Rank>& view) noexcept {
 
 } // namespace mdspan_details
 
-/// The mdspan of a view. A `tensor_ref` tells its type first: `span_of(hidden.as<float>())`.
+/// Returns the mdspan of a view. A `tensor_ref` tells its type first:
+/// `span_of(hidden.as<float>())`.
 ///
 /// These are refused: a view without memory or of extents below 0; strides that
 /// `std::layout_stride` cannot have, which are those of 0, negative ones, and those that

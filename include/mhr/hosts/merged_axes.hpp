@@ -37,7 +37,7 @@ merged_axes<Rank> merge_leading_axes(std::size_t count, Extent&& extent_of, Stri
     auto& [extents, strides] = merged.axes;
     extents.fill(1);
     for (std::size_t axis = count; axis-- > 0;) {
-        // Counted from the last: axes beyond the result's fall to its first.
+        // Axes are counted from the last, so that those beyond the result's fall to its first.
         const std::size_t from_last = count - 1 - axis;
         const std::size_t to = from_last < Rank ? Rank - 1 - from_last : 0;
         const index_t extent = extent_of(axis);

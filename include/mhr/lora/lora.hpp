@@ -71,8 +71,8 @@ inline std::size_t lora_backward_workspace_size(const batch& rows, const lora_li
     return lora_details::backward_scratch::size(rows.plan, adapters, sums);
 }
 
-/// The backward of lora_forward, with its arguments and the state that it left. With the rows'
-/// d_hidden = scale d_y b^T:
+/// Computes the backward of lora_forward, with its arguments and the state that it left. With the
+/// rows' d_hidden = scale d_y b^T, it adds:
 ///     gradients.x[row]      += d_hidden[row] a^T
 ///     gradients.adapters[n].a += sum over the rows of adapter n of x[row]^T d_hidden[row]
 ///     gradients.adapters[n].b += scale sum over the rows of adapter n of hidden[row]^T d_y[row]

@@ -24,7 +24,7 @@ inline constexpr double initial_logit_bound = 1e-3;
 
 inline namespace MHR_ISA {
 
-/// Logits [tasks, heads, modules], uniform in +-1e-3, the same numbers on every platform.
+/// Fills logits [tasks, heads, modules] with uniform numbers in +-1e-3, the same on every platform.
 ///
 /// These are refused: logits of negative extents, without memory, or of which elements overlap.
 inline void initialise_logits(std::uint64_t seed, const tensor_ref<3>& logits) {
@@ -114,7 +114,7 @@ struct copied_row {
 /// keep the logits among their own parameters. Only `add_task` (and a copy) allocates.
 class logits_table {
   public:
-    /// A table without tasks. These are refused: less than 1 of either, or more than can be
+    /// Makes a table without tasks. These are refused: less than 1 of either, or more than can be
     /// addressed; a value that is no element type.
     MHR_INLINE logits_table(index_t heads, index_t modules, element_type type = element_type::f32)
         : heads_(heads), modules_(modules), type_(type) {

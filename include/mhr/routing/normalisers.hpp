@@ -38,7 +38,7 @@ inline constexpr double normaliser_epsilon = 1e-12;
 
 /// w = s / (sum of s + 1e-12). If all gates of a head are 0, so are its weights.
 struct sum_normaliser {
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         A sum = static_cast<A>(normaliser_epsilon);
@@ -70,7 +70,7 @@ struct sum_normaliser {
 
 /// w = s sqrt(heads / modules): no normalisation, but the "average correction" of the code of MHR.
 struct average_correction_normaliser {
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         for (index_t m = 0; m < shape.modules; ++m)
@@ -96,7 +96,7 @@ struct average_correction_normaliser {
 /// (identity_gate), which must be finite. Below that length the divisor is a constant, and so
 /// d_s = d_w / 1e-12, also where all logits are 0 (detached_when_off_normaliser gives none there).
 struct l2_normaliser {
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const A length = (std::max)(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
@@ -148,7 +148,7 @@ struct l2_normaliser {
 struct softmax_normaliser {
     index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const selection<A> chosen = select<A>(shape, s);

@@ -72,7 +72,7 @@ void check_router(argument_checks& checks, const const_tensor_ref<3>& logits,
                   "a number from 0 to 1", rule.annealing);
 }
 
-/// The modules of one head, as numbers of the type of sums.
+/// Shows the modules of one head as numbers of the type of sums.
 /// @{
 template <class A>
 element_row<A> head_of(const const_tensor_ref<3>& tensor, index_t row, index_t head) noexcept {
@@ -115,9 +115,9 @@ struct annealing_of {
           uniform(static_cast<A>((1 - annealing) / static_cast<double>(modules))) {}
 };
 
-/// The weights of one head. The gates are computed as often as the normaliser asks rather than
-/// kept: there is no scratch to ask for, and rounding them to the type of the weights would lose
-/// precision.
+/// Computes the weights of one head. The gates are computed as often as the normaliser asks rather
+/// than kept: there is no scratch to ask for, and rounding them to the type of the weights would
+/// lose precision.
 template <class A, class Rule, class Logits, class Weights>
 void forward_head(const Rule& rule, const gate_position& head, const routing_shape& shape,
                   annealing_of<A> annealing, const Logits& logits,
@@ -134,7 +134,7 @@ void forward_head(const Rule& rule, const gate_position& head, const routing_sha
         });
 }
 
-/// The gradients of the logits of one head.
+/// Adds the gradients of the logits of one head.
 template <class A, class Rule, class Logits, class Weights, class Gradients>
 void backward_head(const Rule& rule, const gate_position& head, const routing_shape& shape,
                    const Logits& logits, const Weights& d_weights,

@@ -90,20 +90,21 @@ struct lora_shard {
     index_t first_in_feature = 0;  ///< the same
     index_t first_out_feature = 0; ///< the same
 
-    /// These heads of the inventory and of the weights, with the same scale.
+    /// Returns these heads of the inventory and of the weights, with the same scale.
     [[nodiscard]] MHR_INLINE routed_lora of_layer(const routed_lora& layer) const {
         return shard_details::layer_of(*this, layer);
     }
-    /// These features of a plain adapter, such as the average of the inventory; of any rank.
+    /// Returns these features of a plain adapter of any rank, such as the average of the inventory.
     [[nodiscard]] MHR_INLINE lora of_adapter(const lora& adapter) const {
         return shard_details::adapter_of(*this, adapter);
     }
-    /// These heads of the gradients of a, b and the weights, and these features of that of x.
+    /// Returns these heads of the gradients of a, b and the weights, and these features of the
+    /// gradient of x.
     [[nodiscard]] MHR_INLINE routed_lora_gradients
     of_gradients(const routed_lora_gradients& gradients) const {
         return shard_details::gradients_of(*this, gradients);
     }
-    /// These heads of a routing table [tasks, heads, modules], and of its gradient.
+    /// These return these heads of a routing table [tasks, heads, modules], and of its gradient.
     /// @{
     [[nodiscard]] MHR_INLINE const_tensor_ref<3>
     of_logits(const const_tensor_ref<3>& logits) const {
@@ -117,13 +118,13 @@ struct lora_shard {
         });
     }
     /// @}
-    /// These features of x [rows, in_features].
+    /// Returns these features of x [rows, in_features].
     [[nodiscard]] MHR_INLINE const_tensor_ref<2> of_x(const const_tensor_ref<2>& x) const {
         return checked("lora_shard::of_x", [&](argument_checks& checks) {
             return shard_details::inputs_of(checks, "x", *this, x);
         });
     }
-    /// These features of y [rows, out_features], and of its gradient.
+    /// These return these features of y [rows, out_features], and of its gradient.
     /// @{
     [[nodiscard]] MHR_INLINE tensor_ref<2> of_y(const tensor_ref<2>& y) const {
         return checked("lora_shard::of_y", [&](argument_checks& checks) {

@@ -68,7 +68,7 @@ index_t find(const cache_data& cache, std::int64_t task) noexcept;
 /// original. It is not for several threads at once.
 class mixed_lora_cache {
   public:
-    /// A cache of adapters of this type. These are refused: a shape that is not one of an
+    /// Makes a cache of adapters of this type. These are refused: a shape that is not one of an
     /// inventory; a capacity below 1; a type that is none; more memory than there are addresses.
     MHR_INLINE mixed_lora_cache(const lora_shape& shape, index_t capacity,
                                 element_type type = element_type::f32) {
@@ -117,22 +117,22 @@ class mixed_lora_cache {
         return found >= 0 && data_.mixtures[static_cast<std::size_t>(found)].version == version;
     }
 
-    /// Adapters that there is room for.
+    /// Returns the number of adapters that there is room for.
     [[nodiscard]] MHR_INLINE index_t capacity() const noexcept {
         return static_cast<index_t>(data_.mixtures.size());
     }
 
-    /// Bytes that were allocated.
+    /// Returns the bytes that were allocated.
     [[nodiscard]] MHR_INLINE std::size_t bytes() const noexcept {
         return data_.memory.size() + data_.mixtures.size() * sizeof(cache_details::mixture) +
                data_.adapters.size() * sizeof(lora) +
                data_.adapter_of_entry.size() * sizeof(index_t);
     }
 
-    /// Adapters that `get` has found so far.
+    /// Returns how many adapters `get` has found so far.
     [[nodiscard]] MHR_INLINE std::uint64_t hits() const noexcept { return data_.hits; }
 
-    /// Adapters that `get` has mixed so far.
+    /// Returns how many adapters `get` has mixed so far.
     [[nodiscard]] MHR_INLINE std::uint64_t misses() const noexcept { return data_.misses; }
 
   private:
@@ -181,7 +181,7 @@ inline void make(cache_data& cache, const lora_shape& shape, index_t capacity, e
         cache.adapters.push_back({cache.pool.a.slice(0, n), cache.pool.b.slice(0, n)});
 }
 
-/// The adapter of a task, mixed at any version, or -1.
+/// Returns the adapter of a task, mixed at any version, or -1.
 inline index_t find(const cache_data& cache, std::int64_t task) noexcept {
     if (task == no_task) return -1;
     for (std::size_t n = 0; n < cache.mixtures.size(); ++n)

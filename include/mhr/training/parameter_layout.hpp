@@ -87,7 +87,7 @@ struct parameter_place {
         return {tensor_axes<Rank>::row_major(extents), buffer.address_of(first), buffer.type()};
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept {
         return tensor_axes<Rank>::row_major(extents).size();
     }
@@ -98,7 +98,8 @@ struct inventory_place {
     parameter_place<4> a; ///< [heads, modules, in_features / heads, rank]
     parameter_place<4> b; ///< [heads, modules, rank, out_features / heads]
 
-    /// The inventory in one of the buffers. These are refused: what parameter_place refuses.
+    /// Returns the inventory in one of the buffers. These are refused: what parameter_place
+    /// refuses.
     [[nodiscard]] MHR_INLINE lora_inventory_matrices in(const tensor_ref<1>& buffer) const {
         return {a.in(buffer), b.in(buffer)};
     }
@@ -108,7 +109,7 @@ struct inventory_place {
         return {a.in_const(buffer), b.in_const(buffer)};
     }
 
-    /// Number of elements of both.
+    /// Returns the number of elements of both.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return a.size() + b.size(); }
 };
 
@@ -124,8 +125,8 @@ class parameter_layout {
     /// Elements; see above.
     static constexpr index_t alignment = 32;
 
-    /// The next tensor: a router's logits [tasks, heads, modules], the modules of (IA)3, or what
-    /// else the host trains. These are refused: a negative extent; more elements than an index
+    /// Places the next tensor: a router's logits [tasks, heads, modules], the modules of (IA)3, or
+    /// what else the host trains. These are refused: a negative extent; more elements than an index
     /// counts.
     template <std::size_t Rank>
     MHR_INLINE parameter_place<Rank> place(const std::array<index_t, Rank>& extents) {
@@ -135,7 +136,7 @@ class parameter_layout {
         return result;
     }
 
-    /// The next inventory: its a [heads, modules, in_features / heads, rank], then its b
+    /// Places the next inventory: its a [heads, modules, in_features / heads, rank], then its b
     /// [heads, modules, rank, out_features / heads]. These are refused: what `place` refuses;
     /// features that the heads do not divide.
     MHR_INLINE inventory_place place_inventory(const lora_shape& shape) {
@@ -153,8 +154,8 @@ class parameter_layout {
         return result;
     }
 
-    /// Elements so far, those between tensors and after the last one included: a multiple of the
-    /// alignment.
+    /// Returns the number of elements so far, those between tensors and after the last one
+    /// included, which is a multiple of the alignment.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return size_; }
 
   private:

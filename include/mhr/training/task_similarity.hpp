@@ -112,7 +112,7 @@ class average_linkage {
             if (other == a || other == b || leaves(other).empty()) continue;
             const double of_a = between(a, other);
             const double of_b = between(b, other);
-            // Between the two in spite of rounding: what the chain relies on.
+            // The chain relies on a mean that is between the two in spite of rounding.
             const double mean = std::clamp(of_a + share_of_b * (of_b - of_a),
                                            (std::min)(of_a, of_b), (std::max)(of_a, of_b));
             between(a, other) = mean;

@@ -224,7 +224,7 @@ inline void compute_lora(ggml_tensor* y, int ith, int nth, void* adapters) noexc
         compute(*y, {ith, nth}, layer.batch().plan, list_of(layer), *y->src[2]);
     });
 }
-/// `hidden` of a node.
+/// Makes the tensor `hidden` of a node.
 inline ggml_tensor* new_hidden(ggml_context* context, element_type sums, index_t rank,
                                index_t rows) {
     return ggml_new_tensor_2d(context, type_of(sums), (std::max)(rank, index_t(1)), rows);

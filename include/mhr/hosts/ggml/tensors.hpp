@@ -87,7 +87,7 @@ tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
         [&](std::size_t axis) { return stride_of(tensor, axis, size); });
 }
 
-/// Memory of the processor, or none yet.
+/// Checks that a tensor has memory of the processor, or none yet.
 inline void check_memory(argument_checks& checks, const char* argument, const ggml_tensor& tensor) {
     const ggml_backend_buffer_t buffer =
         tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;

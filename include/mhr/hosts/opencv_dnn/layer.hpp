@@ -69,13 +69,14 @@ class image_batch {
     /// mixed anew.
     void forget_mixed() noexcept { ++version_; }
 
-    /// Images of the batch.
+    /// Returns the number of images of the batch.
     [[nodiscard]] index_t images() const noexcept { return static_cast<index_t>(tasks_.size()); }
 
     /// The version of the layers' blobs: how often forget_mixed was called.
     [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
 
-    /// The plan of a layer with so many rows for each image. Valid until the next call.
+    /// Returns the plan of a layer with so many rows for each image, which is valid until the next
+    /// call.
     const batch_plan& plan(index_t rows_of_image) {
         planned& found = place_for(rows_of_image);
         if (found.batch != batch_) {
@@ -117,12 +118,12 @@ class image_batch {
 /// task's once (see mixed_lora_cache).
 ///
 /// Inputs: x [.., in_features] and base [.., out_features], images first: what the product takes
-/// that the adapter stands beside, and what it gives. Output: y, as base.
-/// Constants, as initialisers of the node or blobs of LayerParams, each f32 or f16: a [heads,
-/// modules, in_features / heads, rank], b [heads, modules, rank, out_features / heads], and the
-/// mixing weights [tasks, heads, modules] of all tasks that the network knows.
-/// Attributes: scale (if it has none, 1 / rank); capacity, the most tasks that a batch may have and
-/// of which mixed adapters are kept (if it has none, all).
+/// that the adapter stands beside, and what it gives. The output is y, as base. Constants, as
+/// initialisers of the node or blobs of LayerParams, each f32 or f16: a [heads, modules,
+/// in_features / heads, rank], b [heads, modules, rank, out_features / heads], and the mixing
+/// weights [tasks, heads, modules] of all tasks that the network knows. Attributes: scale (if it
+/// has none, 1 / rank); capacity, the most tasks that a batch may have and of which mixed adapters
+/// are kept (if it has none, all).
 ///
 /// It runs on the processor, by OpenCV's own backend, and sums in f32; its scratch is an internal
 /// blob of the network.

@@ -37,9 +37,9 @@ inline namespace MHR_ISA {
 /// its own, of f64, f32, bf16 and f16 (f32 parameters beside bf16 activations), and its gradient
 /// has the same. Sums are f64 if one of the five is, else f32.
 ///
-/// An x whose leading dimensions cannot be taken together as a view is copied. Kept for the
-/// backward, beside the arguments: the mixed adapters, entries rank (in_features + out_features)
-/// numbers, and rows rank.
+/// An x whose leading dimensions cannot be taken together as a view is copied. The backward needs,
+/// beside the arguments, the mixed adapters, which are entries rank (in_features + out_features)
+/// numbers, and rows rank numbers; these are kept.
 ///
 /// It refuses what `why_not` tells, before anything is written. The cost is that of
 /// routed_lora_forward.
@@ -80,7 +80,7 @@ inline at::Tensor flat_rows(argument_checks& checks, const char* argument,
     return tensor.reshape({rows, tensor.size(-1)});
 }
 
-/// Memory from LibTorch's allocator.
+/// Takes memory from LibTorch's allocator.
 inline at::Tensor allocate_bytes(std::size_t bytes) {
     return at::empty({static_cast<std::int64_t>(bytes)}, at::kByte);
 }

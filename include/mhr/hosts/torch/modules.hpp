@@ -35,14 +35,14 @@ inline namespace MHR_ISA {
 /// Sizes of a router; PEFT's names are n_tasks, n_skills and n_splits.
 class RouterOptions {
   public:
-    /// With one head, in f32.
+    /// Makes options with one head, in f32.
     RouterOptions(std::int64_t tasks, std::int64_t modules) : tasks_(tasks), modules_(modules) {}
 
-    /// Rows of the table.
+    /// The number of rows of the table.
     TORCH_ARG(std::int64_t, tasks);
-    /// That there are to choose from.
+    /// The number of modules that there are to choose from.
     TORCH_ARG(std::int64_t, modules);
-    /// That choose on their own.
+    /// The number of heads, which choose on their own.
     TORCH_ARG(std::int64_t, heads) = 1;
     /// The temperature of the noise while training.
     TORCH_ARG(double, temperature) = 1;
@@ -53,14 +53,14 @@ class RouterOptions {
 /// Sizes of an adapted layer; PEFT's names are n_skills, r and n_splits.
 class RoutedLoraOptions {
   public:
-    /// With one head.
+    /// Makes options with one head.
     RoutedLoraOptions(std::int64_t modules, std::int64_t rank) : modules_(modules), rank_(rank) {}
 
     /// The number of modules of the inventory.
     TORCH_ARG(std::int64_t, modules);
     /// The rank of each module.
     TORCH_ARG(std::int64_t, rank);
-    /// That choose on their own; they divide the features.
+    /// The number of heads, which choose on their own; they divide the features.
     TORCH_ARG(std::int64_t, heads) = 1;
     /// The factor of the adapter; 0, which would switch it off, stands for 1 / rank.
     TORCH_ARG(double, scale) = 0;
@@ -98,7 +98,7 @@ class RouterImpl : public ::torch::nn::Module {
         reset_parameters();
     }
 
-    /// Uniform logits in +-1e-3, drawn by LibTorch's generator.
+    /// Draws uniform logits in +-1e-3 by LibTorch's generator.
     void reset_parameters() {
         const c10::AutoGradMode no_graph(false);
         const at::Tensor table = logits();

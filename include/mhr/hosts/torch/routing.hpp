@@ -35,7 +35,7 @@ enum class entry_per { task, sequence };
 
 inline namespace MHR_ISA {
 
-/// Made once for a batch and shared by the router and all layers, forward and backward.
+/// It is made once for a batch and shared by the router and all layers, forward and backward.
 ///
 /// task_ids [sequences] of int64: the task of each sequence, -1 for none. The sequences follow each
 /// other in the batch and have `rows_of_sequence` rows each: 1 if the ids are those of rows, the

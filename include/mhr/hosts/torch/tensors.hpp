@@ -64,9 +64,9 @@ tensor_ref<Rank> ref_of(const at::Tensor& tensor, const char* argument = "tensor
 template <class T, std::size_t Rank>
 tensor_view<T, Rank> view_of(const at::Tensor& tensor, const char* argument = "tensor");
 
-/// A LibTorch tensor over the same memory. The host keeps that alive, and leaves the tensor of
-/// constant elements unchanged; the absent tensor gives an undefined one. A negative stride, which
-/// LibTorch does not have, is refused.
+/// Returns a LibTorch tensor over the same memory. The host keeps that alive, and leaves the tensor
+/// of constant elements unchanged; the absent tensor gives an undefined one. A negative stride,
+/// which LibTorch does not have, is refused.
 /// @{
 template <class Void, std::size_t Rank>
 at::Tensor tensor_of(const basic_tensor_ref<Void, Rank>& tensor);
