@@ -123,6 +123,18 @@
 #endif
 #endif
 
+/// In front of functions that are called where something is wrong: they are kept out of the code
+/// that is run when all is well.
+#ifndef MHR_COLD
+#if defined(__GNUC__) || defined(__clang__)
+#define MHR_COLD [[gnu::cold, gnu::noinline]]
+#elif defined(_MSC_VER)
+#define MHR_COLD __declspec(noinline)
+#else
+#define MHR_COLD
+#endif
+#endif
+
 /// 1 if the kernels are those of the library mhr::compiled, which has them for several instruction
 /// sets, and are only declared here; 0 if they are compiled with the file that includes them. The
 /// target mhr::compiled sets it.

@@ -119,9 +119,8 @@ class argument_checks {
     /// element types each, several of these (`joined`), or callables that make a text when it is
     /// needed.
     template <class Expected, class Actual>
-    void expect(bool condition, const char* argument, Expected expected, Actual actual) {
-        if (!condition && passed())
-            fail(argument, check_details::text_of(expected), check_details::text_of(actual));
+    MHR_INLINE void expect(bool condition, const char* argument, Expected expected, Actual actual) {
+        if (!condition) fail(argument, expected, actual);
     }
 
     /// From here on, sums are of this type, and tensors of f64 are refused where it is f32: their
@@ -212,9 +211,14 @@ class argument_checks {
     }
 
   private:
-    void fail(const char* argument, const std::string& expected, const std::string& actual) {
-        why_ =
-            std::string(function_) + ": " + argument + ": expected " + expected + ", got " + actual;
+    /// Keeps the message, unless another check has failed before. It is apart from `expect` so that
+    /// the good path stays a comparison.
+    template <class Expected, class Actual>
+    MHR_COLD void fail(const char* argument, Expected expected, Actual actual) {
+        using check_details::text_of;
+        if (passed())
+            why_ = std::string(function_) + ": " + argument + ": expected " + text_of(expected) +
+                   ", got " + text_of(actual);
     }
     void memory(const char* argument, const check_details::checked_memory& memory,
                 const index_t* expected, bool is_output);
