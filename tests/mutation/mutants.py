@@ -28,6 +28,10 @@ MUTANTS = {
         ("return saturating_product(extent - 1, stride < 0 ? -stride : stride);",
          "return saturating_product(extent, stride < 0 ? -stride : stride);"),
         ("empty || memory.data != nullptr", "true"),
+        ("return text_of(numbers.data(), Count);", "return text_of(numbers.data(), Count - 1);"),
+        ("make(checks);\n    checks.raise();", "make(checks);"),
+        ("if (passed())\n            why_ =", "why_ ="),
+        ("if (!condition) fail(", "if (condition) fail("),
     ]),
     "core/executor.hpp": (["core/executor"], [
         ("quotient * ith + (ith < remainder ? ith : remainder)",
