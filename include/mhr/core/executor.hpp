@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 #include <type_traits>
-#include <utility>
 
 #include <mhr/core/tensor_view.hpp>
 

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <string>
 #include <vector>
 
 #include <mhr/core/argument_checks.hpp>

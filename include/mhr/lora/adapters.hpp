@@ -1,8 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string>
-
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
 #include <mhr/core/tensor_ref.hpp>

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>

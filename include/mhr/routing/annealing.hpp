@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/tensor_view.hpp>

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/sums.hpp>

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>

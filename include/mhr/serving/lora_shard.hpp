@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>

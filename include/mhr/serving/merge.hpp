@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>

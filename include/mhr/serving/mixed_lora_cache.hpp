@@ -4,12 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
-#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/workspace.hpp>
 #include <mhr/lora/adapters.hpp>
 #include <mhr/lora/inventory.hpp>

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>

@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>

@@ -5,8 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <iterator>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include <mhr/core/argument_checks.hpp>
