@@ -36,7 +36,7 @@ tensor_ref<2> tensor_of(const layout_case& layout, element_type type = element_t
     return {memory.data(), type, layout.extents, layout.strides};
 }
 
-// What is said of an argument: nothing, if it is good.
+// Returns what is said of an argument: nothing, if it is good.
 std::string why_not_input(const const_tensor_ref<2>& x, const shape& expected = any_shape) {
     argument_checks checks("f");
     checks.input("x", x, expected);
