@@ -118,3 +118,18 @@ function(mhr_glob variable)
     endif()
     set(${variable} ${sources} PARENT_SCOPE)
 endfunction()
+
+option(MHR_WRITE_FIGURES "Let the targets `bench` and `demo` write their figures into the guides" OFF)
+
+# mhr_write_figures(<variable> --bench|--demo <folder> <pages>...)
+#
+# Sets the variable to what a custom target runs besides, so that the figures of the folder's report
+# stand in these pages of the project; to nothing unless MHR_WRITE_FIGURES is on.
+function(mhr_write_figures variable)
+    set(${variable} "" PARENT_SCOPE)
+    if(MHR_WRITE_FIGURES)
+        find_package(Python3 REQUIRED COMPONENTS Interpreter)
+        set(${variable} COMMAND ${CMAKE_COMMAND} -E chdir ${PROJECT_SOURCE_DIR}
+            ${Python3_EXECUTABLE} cmake/figures.py write ${ARGN} PARENT_SCOPE)
+    endif()
+endfunction()

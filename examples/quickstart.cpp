@@ -1,4 +1,4 @@
-// What a host does for each adapted layer: plan the batch once, route once, then add the adapters
+// A host does this for each adapted layer: plan the batch once, route once, then add the adapters
 // of every row's task to the layer's output, forward and backward.
 
 #include <cstdint>

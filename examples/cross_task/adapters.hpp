@@ -32,7 +32,7 @@ struct parameter_group {
 struct parameter_memory {
     aligned_floats values, gradients;
 
-    /// What is new is zero.
+    /// New elements are zero.
     void resize(mhr::index_t count) {
         values.resize(static_cast<std::size_t>(count));
         gradients.resize(values.size());
@@ -85,7 +85,7 @@ class plain_adapters {
     void add_gram(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
                   matrix_view<float>& d_x, mhr::tensor_view<double, 2> gram);
 
-    /// What is trained.
+    /// Returns what is trained.
     parameter_group modules() { return memory_.group(0, layout_.size()); }
     bool trains_modules() const { return true; }
     bool trains_logits() const { return false; }
@@ -112,7 +112,7 @@ class plain_adapters {
     mhr::owned_workspace scratch_;
 };
 
-/// What a routed layer's weights come from.
+/// The source of a routed layer's weights.
 enum class routing { learned, random };
 
 struct routed_options {
@@ -128,7 +128,8 @@ class routed_adapters {
   public:
     routed_adapters(const routed_options& options, std::uint64_t seed);
 
-    /// The same modules with a new table of one row, for a task that was not in the training.
+    /// Returns the same modules with a new table of one row, for a task that was not in the
+    /// training.
     routed_adapters for_new_task(std::uint64_t seed) const;
 
     /// The average of the modules as a plain adapter (MHR-mu).
@@ -145,7 +146,7 @@ class routed_adapters {
     /// Completes the gradient: that of the weights goes back to the logits.
     void end();
 
-    /// As those of plain_adapters; the gradients are those to layer l's inventory.
+    /// These do what those of plain_adapters do; the gradients are those to layer l's inventory.
     void begin_alignment(const task_rows& rows) { begin(rows); }
     void add_gram(int l, const const_matrix_view<float>& x, const const_matrix_view<float>& d_y,
                   matrix_view<float>& d_x, mhr::tensor_view<double, 2> gram);
@@ -185,7 +186,8 @@ class routed_adapters {
     mhr::parameter_place<4> logits_; // [layers, tasks, heads, modules], after the modules
     parameter_memory memory_;
 
-    // Of the current batch; the first index of each is the layer, the second the entry of the plan.
+    // These belong to the current batch; the first index of each is the layer, the second the entry
+    // of the plan.
     mhr::batch_plan plan_;
     aligned_floats uniforms_;
     aligned_floats weights_;

@@ -5,7 +5,7 @@
 
 namespace cross_task {
 
-/// Which results a claim is about.
+/// The results that a claim is about.
 enum class section { few_shot, zero_shot, fit, alignment };
 
 /// A claim of the paper, as a comparison of two methods. It says that the first needs fewer bits

@@ -35,7 +35,7 @@ std::vector<std::string> codes(const std::vector<prepared_language>& languages) 
     return result;
 }
 
-/// What seeds are derived for.
+/// The purposes that seeds are derived for.
 enum purpose : std::uint64_t {
     for_host,
     for_adapters,
@@ -339,7 +339,7 @@ class experiment {
             found_.adaptation.insert(found_.adaptation.end(), of_job.begin(), of_job.end());
     }
 
-    /// What a further training leaves to serve tasks that were not trained.
+    /// Returns what a further training leaves to serve tasks that were not trained.
     any_adapters trained_further(const further_method& method, std::size_t s, double rate,
                                  const std::function<void()>& step) const {
         any_adapters adapters =

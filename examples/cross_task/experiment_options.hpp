@@ -11,7 +11,7 @@
 
 namespace cross_task {
 
-/// What a size of the experiment comes to.
+/// The numbers that a size of the experiment comes to.
 struct experiment_options {
     std::string size;
     std::vector<std::uint64_t> seeds;

@@ -59,7 +59,7 @@ class pipe_ends {
     int ends_[2] = {-1, -1};
 };
 
-/// What the child does with its files before it becomes the program.
+/// The list of what the child does with its files before it becomes the program.
 class file_actions {
   public:
     explicit file_actions(const pipe_ends& errors) {

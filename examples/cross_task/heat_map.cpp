@@ -11,7 +11,7 @@ namespace cross_task {
 
 namespace {
 
-/// Of one layer.
+/// Returns the number of columns of one layer.
 std::size_t columns_of(const routing_map& of) {
     return static_cast<std::size_t>(of.heads) * static_cast<std::size_t>(of.modules);
 }

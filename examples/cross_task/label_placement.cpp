@@ -122,7 +122,7 @@ std::vector<rectangle> place_labels(const std::vector<labelled_point>& points,
         places.push_back(places_of(point, frame));
         start.push_back(places.back().front());
     }
-    // What is found depends on which text chooses first.
+    // The result depends on which text chooses first.
     std::vector<rectangle> best = start;
     double lowest = std::numeric_limits<double>::infinity();
     for (std::size_t first = 0; first < points.size(); ++first) {

@@ -5,7 +5,7 @@
 
 namespace cross_task {
 
-/// What the words of a language are for.
+/// The use of a language's words.
 enum class language_role { host, training, development, test };
 
 /// How a word list is written.

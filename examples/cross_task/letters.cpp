@@ -8,8 +8,8 @@ namespace cross_task {
 
 namespace {
 
-// What each character becomes once marks are stripped and ligatures and special letters written
-// out, in the case of the character; '-' is no letter. Sixteen characters a row.
+// The letters that each character becomes once marks are stripped and ligatures and special letters
+// written out, in the case of the character; '-' is no letter. Sixteen characters a row.
 
 // U+00C0 to U+025F: Latin-1 Supplement, Latin Extended-A and -B, the schwa.
 constexpr char32_t first_extended = 0xC0;

@@ -20,7 +20,7 @@ struct training_method {
     routing kind = routing::learned;
 };
 
-/// What of a multi-task training is used, and trained, on a new task.
+/// The part of a multi-task training that is used, and trained, on a new task.
 enum class adaptation {
     scratch,      ///< nothing: a new plain adapter
     all,          ///< the adapters, with a new row of logits if they are routed
@@ -35,8 +35,8 @@ struct few_shot_method {
     adaptation kind;
 };
 
-/// What of a multi-task training is trained some steps further, on the same tasks, to serve new
-/// tasks zero-shot.
+/// The part of a multi-task training that is trained some steps further, on the same tasks, to
+/// serve new tasks zero-shot.
 enum class continuation {
     as_before, ///< the adapters as they are
     annealed,  ///< the modules while the routing becomes uniform, and then averaged
@@ -60,15 +60,15 @@ using any_adapters = std::variant<plain_adapters, routed_adapters>;
 /// Fresh adapters for a multi-task training.
 any_adapters make_adapters(const training_method& method, mhr::index_t tasks, std::uint64_t seed);
 
-/// What a method starts from on a new task.
+/// Returns what a method starts from on a new task.
 any_adapters adapters_for_new_task(const few_shot_method& method, const any_adapters& trained,
                                    std::uint64_t seed);
 
-/// What a further training starts from.
+/// Returns what a further training starts from.
 any_adapters adapters_for_further_training(const further_method& method,
                                            const any_adapters& trained);
 
-/// What serves tasks that were not trained: the average of the modules if they are routed.
+/// Returns what serves tasks that were not trained: the average of the modules if they are routed.
 any_adapters adapters_without_routing(const any_adapters& trained);
 
 /// Numbers that training changes.

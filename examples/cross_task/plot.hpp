@@ -9,7 +9,7 @@
 
 namespace cross_task {
 
-/// Of the texts in pictures, at 96 pixels an inch.
+/// The size of the texts in pictures, at 96 pixels an inch.
 constexpr double font_points = 10;
 constexpr double font_pixels = font_points * 96 / 72;
 

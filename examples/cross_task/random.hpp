@@ -18,7 +18,7 @@ class random_engine {
     /// Sixty-four random bits.
     std::uint64_t bits() { return engine_(); }
 
-    /// As the standard wants it of a uniform random bit generator.
+    /// The standard asks for this of a uniform random bit generator.
     using result_type = std::uint64_t;
     static constexpr result_type min() { return 0; }
     static constexpr result_type max() { return ~result_type{0}; }

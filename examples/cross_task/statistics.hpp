@@ -11,8 +11,8 @@
 
 namespace cross_task {
 
-/// What was measured of one method under one condition, for every seed and item of the run: bits
-/// per character of languages, or cosines at steps of a training.
+/// The measurements of one method under one condition, for every seed and item of the run: bits per
+/// character of languages, or cosines at steps of a training.
 class scores {
   public:
     /// After adaptation to `words` words; 0: zero-shot. Throws `std::runtime_error` if a seed or
@@ -36,7 +36,7 @@ class scores {
     std::vector<std::vector<double>> values_; // [seed][item], both in the order of the results
 };
 
-/// What a method reached: seeds are repetitions of the experiment, languages are parts of it.
+/// The results of a method: seeds are repetitions of the experiment, languages are parts of it.
 struct summary {
     std::vector<double> of_seeds;             ///< mean over the items, for each seed
     double mean = 0;                          ///< of these
@@ -57,7 +57,7 @@ struct difference {
 /// Throws `std::runtime_error` unless both have the same seeds and items.
 difference compare(const scores& first, const scores& second);
 
-/// What the adaptation of a method to `words` words costs.
+/// The cost of adapting a method to `words` words.
 struct cost {
     std::int64_t trained_parameters = 0;
     double seconds = 0; ///< mean over seeds and languages

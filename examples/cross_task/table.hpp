@@ -10,7 +10,7 @@
 
 namespace cross_task {
 
-/// What a table shows in one place.
+/// The content of one place of a table.
 struct cell {
     std::string text;
     std::optional<double> value; ///< what `mark_lowest` compares

@@ -98,7 +98,7 @@ struct multi_task_settings {
     Eigen::Index alignment_rows = 0; ///< positions of each task in a measure
 };
 
-/// What is seen of a training.
+/// The curves of a training.
 struct multi_task_curves {
     learning_curve learning;
     alignment_curve alignment;

@@ -50,7 +50,8 @@ int main() {
     const auto state = mhr::take_routed_lora_state(workspace, batch, layer);
     mhr::routed_lora_forward(batch, layer, view_of(x), view_of(y), state);
 
-    // What the layer added, and what Eigen makes of the adapters that were mixed for each task.
+    // Compare what the layer added with what Eigen makes of the adapters that were mixed for each
+    // task.
     const MatrixXf added = y - x * base;
     float largest = 0;
     for (mhr::index_t entry = 0; entry < plan.entries(); ++entry) {

@@ -43,8 +43,8 @@ ggml_tensor* random_tensor(ggml_context* context, ggml_type type, mhr::index_t c
     return tensor;
 }
 
-/// What an engine does without mhr: each adapter's products for all rows, of which those are kept
-/// that asked for it.
+/// Does what an engine does without mhr: it computes each adapter's products for all rows, and
+/// keeps those of the rows that asked for it.
 ggml_tensor* add_each(ggml_context* context, ggml_tensor* y, ggml_tensor* x,
                       const std::vector<adapter>& adapters,
                       const std::vector<std::int32_t>& adapter_of_row) {

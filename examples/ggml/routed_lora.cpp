@@ -104,7 +104,7 @@ int main() {
     ggml_tensor* const y = mhr::ggml::routed_lora_inplace(context, base, x, layer, batch);
     const double time = milliseconds_of(context, y);
 
-    // The same by merging: for each task a copy of the weight, and ggml's product alone.
+    // Merging gives the same: each task has a copy of the weight, and ggml's product is enough.
     const auto y_view = ref_of<2>(y).as<float>();
     double worst = 0, largest = 0;
     const auto compare = [&](mhr::tensor_view<const mhr::index_t, 1> rows, ggml_tensor* merged) {

@@ -56,7 +56,8 @@ int main() {
     const auto state = mhr::take_routed_lora_state(workspace, batch, layer);
     mhr::routed_lora_forward(batch, layer, view_of(x), view_of(y), state);
 
-    // What mhr has made, as mdspans again: the adapter that was mixed for the first of the tasks.
+    // The results of mhr are mdspans again: here, the adapter that was mixed for the first of the
+    // tasks.
     const auto mixed = mhr::mdspan::span_of(state.mixed.b.slice(0, 0).as<float>());
     std::printf("y: task 4 %.4f, task 2 %.4f, base only %.4f; B of the first [%td, %td], %.4f\n",
                 y[0, 0], y[1, 0], y[2, 0], mixed.extent(0), mixed.extent(1), mixed[0, 0]);

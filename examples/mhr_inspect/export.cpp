@@ -39,7 +39,7 @@ void with_tensors(const mhr::poly_checkpoint& routed, const mhr::poly_checkpoint
     use(inventory, logits);
 }
 
-/// What the routing of a task mixes.
+/// Mixes what the routing of a task says.
 void mix(const mhr::lora_inventory& inventory, const mhr::const_tensor_ref<3>& logits,
          std::int64_t task, const mhr::lora_matrices& plain) {
     const mhr::index_t heads = logits.extent(1);

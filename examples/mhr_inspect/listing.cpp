@@ -23,7 +23,7 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-/// What the file calls an element type.
+/// Returns the name by which the file calls an element type.
 std::string type_name(mhr::element_type type) {
     return mhr::dtype_name(mhr::to_dtype(type));
 }

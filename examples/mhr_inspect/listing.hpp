@@ -10,6 +10,6 @@
 /// and, of a routed one, how its tasks route. Errors: mhr::error, before anything is written.
 void list_adapter(const std::filesystem::path& folder, bool as_json, std::ostream& out);
 
-/// The same of the two files.
+/// Lists an adapter of which the two files have been opened.
 void list_adapter(mhr::peft_config config, mhr::safetensors_file tensors, bool as_json,
                   std::ostream& out);

@@ -76,7 +76,7 @@ task_rows draw_blocks(const std::vector<position_list>& tasks, const std::vector
 /// apart, as after any small change (by a thousandth or more after a hundred steps).
 constexpr int compared_steps = 20;
 
-/// What a training comes to, on every rank of it.
+/// The outcome of a training, on every rank of it.
 struct outcome {
     std::vector<double> loss;           ///< nats a position, of each step
     std::vector<float> first_gradients; ///< of the first step
@@ -100,7 +100,7 @@ outcome train(MPI_Comm comm, int blocks, const host_model& host,
     for (std::size_t t = 0; t < ids.size(); ++t)
         ids[t] = static_cast<std::int64_t>(t);
 
-    // The same seed, so the same parameters on every rank.
+    // Every rank has the same seed, and so the same parameters.
     routed_adapters adapters(
         {static_cast<mhr::index_t>(tasks.size()), how.heads, how.modules, how.rank}, 2);
     optimiser<routed_adapters> optimise(adapters, {how.steps, 1e-2, 1e-1});
@@ -147,7 +147,8 @@ void wait_for_all(MPI_Comm comm) {
     }
 }
 
-/// The same on the first `ranks` of all ranks, while the others sleep; of use on those alone.
+/// Trains on the first `ranks` of all ranks, while the others sleep; the result is of use on those
+/// alone.
 outcome train_on(int ranks, const host_model& host, const std::vector<position_list>& tasks,
                  const options& how) {
     const bool takes_part = rank_of(MPI_COMM_WORLD) < ranks;

@@ -55,8 +55,8 @@ double milliseconds_of(cv::dnn::Net& net) {
     return least;
 }
 
-/// What an image's probabilities [columns, classes] spell: class 0 is none, and neighbouring
-/// columns of one class are one character.
+/// Returns the text that an image's probabilities [columns, classes] spell: class 0 is none, and
+/// neighbouring columns of one class are one character.
 std::string spell(mhr::tensor_view<const float, 2> probabilities,
                   const std::vector<std::string>& characters) {
     std::string text;

@@ -3,8 +3,8 @@
 // computes it (adapters mixed for each sequence by einsum, two batched products), from the same
 // first values, noise and data: the losses have to agree at every step, and the times are compared.
 //
-// What a trainer needs of this is the first half: RoutedLoraLinear in the network, a batch made
-// from the task ids, the router's weights given to every layer.
+// A trainer needs the first half of this: RoutedLoraLinear in the network, a batch made from the
+// task ids, the router's weights given to every layer.
 
 #include <algorithm>
 #include <chrono>
@@ -60,7 +60,7 @@ class routed_network : public torch::nn::Module {
     std::vector<mhr::torch::RoutedLoraLinear> layers_;
 };
 
-/// The same network, its parameters copied, in LibTorch's own functions.
+/// The same network with copied parameters, written in LibTorch's own functions.
 class formula_network {
   public:
     formula_network(const routed_network& other, const sizes& s) : sizes_(s) {
@@ -94,7 +94,8 @@ class formula_network {
     }
 
   private:
-    /// Of each sequence, [sequences, heads, modules]; the noise is that of its task.
+    /// Returns the weights of each sequence, [sequences, heads, modules]; the noise is that of its
+    /// task.
     Tensor weights_of(const Tensor& task_ids, const Tensor& noise) const {
         const Tensor logits = parameters_["poly_router.module_logits"].index_select(0, task_ids);
         const Tensor u = noise.index_select(0, task_ids);
@@ -156,7 +157,7 @@ double seconds_of(F&& f) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Of the fastest step: the one that other programs disturbed the least.
+/// Returns the time of the fastest step, which other programs disturbed the least.
 double least(const std::vector<double>& times) {
     return *std::min_element(times.begin(), times.end());
 }

@@ -14,7 +14,7 @@
 #endif
 #endif
 
-/// 1 if io/mapped_file.hpp maps files into memory (POSIX), 0 if it reads them into memory.
+/// 1 if io/files/mapped_file.hpp maps files into memory (POSIX), 0 if it reads them into memory.
 #ifndef MHR_MAP_FILES
 #if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
 #define MHR_MAP_FILES 1
@@ -120,6 +120,18 @@
 #define MHR_INLINE __forceinline
 #else
 #define MHR_INLINE inline
+#endif
+#endif
+
+/// In front of functions that are called where something is wrong: they are kept out of the code
+/// that is run when all is well.
+#ifndef MHR_COLD
+#if defined(__GNUC__) || defined(__clang__)
+#define MHR_COLD [[gnu::cold, gnu::noinline]]
+#elif defined(_MSC_VER)
+#define MHR_COLD __declspec(noinline)
+#else
+#define MHR_COLD
 #endif
 #endif
 

@@ -238,10 +238,10 @@ TEST_CASE("a plan allocates only for a batch that is larger than all before") {
     CHECK(allocations_of([&] { plan.assign_rows(list(one_task)); }) == 0);
     CHECK(allocations_of([&] { plan.assign_single_task(64); }) == 0);
     CHECK(allocations_of([&] { plan.assign_single_task(17); }) == 0);
-    // As many rows, although of more tasks.
+    // There are as many rows, although of more tasks.
     CHECK(allocations_of([&] { plan.assign_rows(list(many_tasks)); }) == 0);
     check_plan(plan, many_tasks);
-    // As many rows of no task, and of tasks after those.
+    // There are as many rows of no task, and of tasks after those.
     CHECK(allocations_of([&] { plan.assign_single_task(64, no_task); }) == 0);
     check_plan(plan, ids(64, no_task));
     batch_plan other;

@@ -32,7 +32,7 @@ bool has_sum(const batch& b) {
     return static_cast<bool>(b.sum_over_ranks);
 }
 
-// What an entry point does with a batch that is made where it is called.
+// Does what an entry point does with a batch that is made where it is called.
 std::array<index_t, 2> rows_and_parts(const batch& b) {
     std::array<index_t, 2> result{b.plan.rows(), 0};
     b.executor.run(3, [&](index_t) { ++result[1]; });

@@ -1,4 +1,5 @@
-// What the plan takes for a task, for no task, and for an error; batch/task_ids.hpp has the rule.
+// These tests say what the plan takes for a task, for no task, and for an error; batch/task_ids.hpp
+// has the rule.
 
 #include <mhr/batch/batch_plan.hpp>
 

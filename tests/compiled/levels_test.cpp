@@ -46,7 +46,7 @@ TEST_CASE("levels contain those below them") {
 #endif
 }
 
-// Of GCC 12, as earlier ones know no levels.
+// This takes GCC 12, since earlier ones know no levels.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
 TEST_CASE("the compiler's own run-time library sees the same levels") {
     CHECK(runs_level("x86-64-v2") == (__builtin_cpu_supports("x86-64-v2") != 0));

@@ -2,7 +2,7 @@
 
 #include <mhr/mhr.hpp>
 
-// What an engine compiles for several levels: a table of functions, one table for each.
+// An engine compiles this for several levels: a table of functions, one table for each.
 struct engine_kernel_table {
     const char* architecture;
     void (*apply)(const mhr::batch& batch, const mhr::lora& adapter,

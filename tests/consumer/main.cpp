@@ -5,7 +5,7 @@
 
 namespace {
 
-// What a user would first do with the library.
+// Does what a user would first do with the library.
 bool library_works() {
     const int task_of_row[] = {7, 3, 7};
     mhr::batch_plan plan;

@@ -16,9 +16,9 @@
 #include "support/random_tensor.hpp"
 #include "support/tensor.hpp"
 
-// What of a batch depends on what else is in it, and in which order: docs of batch/batch_plan.hpp.
-// (That nothing depends on threads and executors is shown for all kernels in
-// every_kernel_test.cpp.)
+// These tests show which results of a batch depend on what else is in it, and in which order;
+// batch/batch_plan.hpp says so. (That nothing depends on threads and executors is shown for all
+// kernels in every_kernel_test.cpp.)
 
 using namespace mhr;
 using namespace mhr::test;
@@ -33,7 +33,7 @@ struct sizes {
     [[nodiscard]] index_t out() const { return heads * out_block; }
 };
 
-/// What rows, tasks and modules are, whatever batches are made of them.
+/// The rows, tasks and modules of which batches are made.
 template <class T>
 struct world {
     sizes s;
@@ -153,7 +153,7 @@ struct output_mixed_lora_step {
     }
 };
 
-/// Of the features that LoRA puts out; the scales are the first rows of the modules' b.
+/// It works on the features that LoRA puts out; the scales are the first rows of the modules' b.
 struct routed_ia3_step {
     static constexpr bool one_head = false;
     template <class T>

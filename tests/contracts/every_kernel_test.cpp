@@ -14,7 +14,7 @@
 #include "support/thread_executor.hpp"
 #include "support/thread_pool.hpp"
 
-// What holds of every forward and backward of the library, whatever it computes.
+// These tests show what holds of every forward and backward of the library, whatever it computes.
 
 using namespace mhr;
 using namespace mhr::test;
@@ -117,7 +117,7 @@ TEST_CASE("every kernel gives the same bits on 1 to 8 threads of every executor"
             }
             CHECK(changed);
         }
-        // What no serial kernel has changed, no other has.
+        // A parallel kernel changes nothing that the serial one leaves alone.
         for (const run& r : runs)
             for (std::size_t tensor = 0; tensor < want.tensors(); ++tensor)
                 CHECK((r.all->bits(tensor) == bits[tensor]));

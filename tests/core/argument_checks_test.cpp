@@ -36,7 +36,7 @@ tensor_ref<2> tensor_of(const layout_case& layout, element_type type = element_t
     return {memory.data(), type, layout.extents, layout.strides};
 }
 
-// What is said of an argument: nothing, if it is good.
+// Returns what is said of an argument: nothing, if it is good.
 std::string why_not_input(const const_tensor_ref<2>& x, const shape& expected = any_shape) {
     argument_checks checks("f");
     checks.input("x", x, expected);
@@ -85,6 +85,49 @@ TEST_CASE("a check names function, argument, expected and actual, and makes text
     CHECK(error_of([&] { checks.raise(); }) == "function: y: expected 1, got 2");
     CHECK(refuses("function", "y", [&] { checks.raise(); }));
     CHECK(std::move(checks).why() == "function: y: expected 1, got 2");
+}
+
+TEST_CASE("what is expected and what came are texts, numbers, types, or several of these") {
+    const auto why = [](const auto& expected, const auto& actual) {
+        argument_checks checks("f");
+        checks.expect(false, "x", expected, actual);
+        return std::move(checks).why();
+    };
+    CHECK(why("a text", 7) == "f: x: expected a text, got 7");
+    CHECK(why(index_t(-3), std::size_t(5)) == "f: x: expected -3, got 5");
+    CHECK(why(element_type::bf16, static_cast<element_type>(9)) ==
+          "f: x: expected bf16, got unknown");
+    CHECK(why(std::array<index_t, 3>{2, -1, 0}, 0.5) == "f: x: expected [2, -1, 0], got 0.500000");
+    const shape extents{4, 5};
+    CHECK(why(joined("up to ", 8, " of ", element_type::f16), joined(extents, " at ", 2)) ==
+          "f: x: expected up to 8 of f16, got [4, 5] at 2");
+    CHECK(why(joined(), [] { return "made late"; }) == "f: x: expected , got made late");
+}
+
+TEST_CASE("a function of checks returns its result, or raises what failed") {
+    const auto halved = [](int number) {
+        return checked("halved", [&](argument_checks& checks) {
+            checks.expect(number % 2 == 0, "number", "an even one", number);
+            return number / 2;
+        });
+    };
+    CHECK(halved(6) == 3);
+    CHECK(error_of([&] { halved(7); }) == "halved: number: expected an even one, got 7");
+}
+
+TEST_CASE("an element type is known, and f64 only where sums are") {
+    for (element_type type : all_element_types) {
+        argument_checks wide("f"), narrow("f");
+        wide.element("type", type);
+        narrow.sums_are(element_type::f32);
+        narrow.element("type", type);
+        CHECK(wide.passed());
+        CHECK(narrow.passed() == (type != element_type::f64));
+    }
+    argument_checks checks("f");
+    checks.element("type", static_cast<element_type>(9));
+    CHECK(std::move(checks).why() ==
+          "f: type: expected an element type (f32, f64, bf16 or f16), got number 9");
 }
 
 TEST_CASE("products and reaches saturate") {

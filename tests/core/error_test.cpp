@@ -6,7 +6,7 @@
 
 #include <mhr/core/error.hpp>
 
-// What happens without exceptions is tested by no_exceptions/error_test.cpp.
+// no_exceptions/error_test.cpp tests what happens without exceptions.
 
 using namespace mhr;
 

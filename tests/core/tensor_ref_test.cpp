@@ -33,7 +33,7 @@ static_assert(std::is_convertible_v<tensor_view<const bf16, 2>, const_tensor_ref
 static_assert(std::is_convertible_v<tensor_ref<2>, const_tensor_ref<2>>);
 static_assert(std::is_assignable_v<const_tensor_ref<2>&, tensor_ref<2>>);
 
-// What is constant stays so, and ranks are kept.
+// Constant elements stay constant, and ranks are kept.
 static_assert(!std::is_constructible_v<tensor_ref<2>, const_tensor_ref<2>>);
 static_assert(!std::is_assignable_v<tensor_ref<2>&, const_tensor_ref<2>>);
 static_assert(!std::is_constructible_v<tensor_ref<2>, tensor_view<const float, 2>>);
@@ -162,7 +162,7 @@ TEST_CASE("a default tensor is absent, an empty one with memory is not") {
     CHECK_FALSE(tensor_ref<2>(&value, {1, 1}).absent());
     CHECK(tensor_ref<2>(tensor_view<float, 2>{}).absent());
     CHECK(const_tensor_ref<2>(tensor_ref<2>{}).absent());
-    // As a view, whatever the type.
+    // It converts to an absent view, whatever the type.
     CHECK(tensor_ref<2>{}.as<double>().absent());
 }
 

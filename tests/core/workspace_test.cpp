@@ -16,7 +16,7 @@ std::uintptr_t address_of(const tensor_view<T, Rank>& view) {
     return reinterpret_cast<std::uintptr_t>(view.data());
 }
 
-// What a kernel might take: sizes that are no multiples of the alignment, and nothing at all.
+// Takes what a kernel might take: sizes that are no multiples of the alignment, and nothing at all.
 template <class F>
 void take_several(workspace& scratch, F&& check) {
     check(scratch.take<float, 2>({3, 5}));
@@ -68,7 +68,7 @@ TEST_CASE("sizes that overflow are told as the largest") {
     (void)sum.take<char, 1>({1});
     CHECK(product.used() == largest_size);
     CHECK(sum.used() == largest_size);
-    // The same of an element type, and of rows that are padded.
+    // This holds for an element type, too, and for rows that are padded.
     workspace of_type, of_rows;
     (void)of_type.take<2>(element_type::bf16, {largest, 8});
     (void)of_rows.take_rows<2>(element_type::f64, {8, largest});

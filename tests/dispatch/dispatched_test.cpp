@@ -19,7 +19,7 @@ std::size_t vector_bytes_of(const std::string& level) {
     return level == "x86-64-v4" ? 64 : level == "x86-64-v3" ? 32 : 16;
 }
 
-/// What has to be chosen.
+/// Returns the level that has to be chosen.
 std::string level_wanted() {
     const char* forced = std::getenv("MHR_LEVEL");
     if (forced != nullptr) return forced;

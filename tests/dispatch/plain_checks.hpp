@@ -74,7 +74,7 @@ inline plain_numbers<float> random_numbers(const plain_sizes& s, index_t entries
     return n;
 }
 
-/// The same in f64, and the magnitudes.
+/// These compute the same in f64, and the magnitudes.
 /// @{
 inline plain_numbers<double> wide(plain_numbers<float>& n) {
     const auto of = [](const auto& values) { return copy_as<double>(values.view()); };
@@ -139,7 +139,7 @@ inline void check_against_oracle(const plain_kernels& kernels) {
     }
 }
 
-/// What it throws is caught here, though it may have been compiled for another instruction set.
+/// An error is caught here, though it may have been thrown by code for another instruction set.
 inline void check_errors(const plain_kernels& kernels) {
     CHECK_THROWS_WITH_AS(kernels.fail(),
                          "batch_plan::assign_rows: task_of_row: expected ids from 0 to "

@@ -169,8 +169,8 @@ TEST_CASE("mhr_inspect, the program: oversized and hostile headers") {
     check_refused(
         case_folder(files.config_text(), safetensors_bytes(std::uint64_t(1) << 62, "{}", ""))
             .run());
-    // As many as go into the longest header: brackets, values, members, metadata, one long string
-    // or number; good tensors, of which none belongs to an adapter.
+    // The longest header is filled with brackets, values, members, metadata, one long string or
+    // number; good tensors, of which none belongs to an adapter.
     const std::string begin = "{\"a\":";
     check_header(begin + repeated("[", limit - 100));
     check_header(begin + repeated("{\"a\":", limit - 100));

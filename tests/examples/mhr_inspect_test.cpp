@@ -76,7 +76,7 @@ tensor<double, 2> routed(const poly_checkpoint& adapter, const poly_checkpoint::
     return values_as<double>(y.ref());
 }
 
-/// The same rows through a plain adapter where it lies in its file.
+/// Sends the same rows through a plain adapter where it lies in its file.
 tensor<double, 2> plain(const lora_checkpoint& adapter, const lora_checkpoint::layer& layer,
                         const const_tensor_ref<2>& x) {
     batch_plan plan;

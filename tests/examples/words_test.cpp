@@ -57,7 +57,7 @@ word_list sorted(word_list words) {
     return words;
 }
 
-// What a UTF-8 word folds to; "(none)" if it is refused.
+// Returns what a UTF-8 word folds to, or "(none)" if it is refused.
 std::string fold(const std::string& word, bool capitalised = false) {
     text_decoder decoder("UTF-8");
     std::u32string characters;

@@ -33,7 +33,7 @@ namespace {
 
 static_assert(!std::is_copy_constructible_v<owned<>>);
 static_assert(std::is_nothrow_move_constructible_v<owned<>>);
-// What may only be read does not become what may be written.
+// A tensor that may only be read does not become one that may be written.
 static_assert(std::is_same_v<decltype(const_ref_of<2>(std::declval<const DLTensor&>())),
                              const_tensor_ref<2>>);
 static_assert(
@@ -103,7 +103,7 @@ bool same(const tensor_view<T, Rank>& a, const tensor_view<S, Rank>& b) {
     return a.data() == b.data() && a.extents() == b.extents() && a.strides() == b.strides();
 }
 
-/// What a device's number is in memory, also one that the enumeration has no name for.
+/// Writes a device's number into memory, also one that the enumeration has no name for.
 void set_device(DLTensor& tensor, std::int32_t device) {
     std::memcpy(&tensor.device.device_type, &device, sizeof device);
 }
@@ -176,7 +176,7 @@ TEST_CASE("a tensor may have another number of axes, which is known at run time"
     CHECK_NOTHROW(ref_of<3>(of.tensor));
     of.set({7}, {2});
     CHECK(is(ref_of<2>(of.tensor), axes2{1, 7}, axes2{0, 2}));
-    // As many axes as a tensor may have, and one more.
+    // A tensor may have so many axes, but not one more.
     of.set(std::vector<std::int64_t>(64, 1), {});
     CHECK(ref_of<1>(of.tensor).extent(0) == 1);
     of.set(std::vector<std::int64_t>(65, 1), {});

@@ -67,7 +67,7 @@ static_assert(!has_view<decltype(Eigen::MatrixXf::Zero(2, 2))>);
 static_assert(!has_view<Eigen::MatrixXf> && !has_view<const Eigen::MatrixXf>);
 static_assert(!has_view<Eigen::ArrayXf> && !has_view<Eigen::Ref<const Eigen::MatrixXf>>);
 static_assert(has_view<Eigen::Ref<Eigen::MatrixXf>>);
-// What is derived from them is one of them.
+// A class that is derived from one of them is one of them.
 struct host_matrix : Eigen::MatrixXf {};
 static_assert(std::is_same_v<view_of_t<host_matrix&>, tensor_view<float, 2>>);
 static_assert(!has_view<host_matrix>);

@@ -52,7 +52,8 @@ TEST_CASE("computing the nodes allocates no more than nodes that do nothing") {
     ggml_tensor* const of_adapters = ggml::lora_inplace(memory, l.base, l.x, l.adapters);
     ggml_tensor* const of_mixtures = ggml::routed_lora_inplace(memory, base, l.x, routed, batch);
 
-    // The same graphs, but for what their nodes compute. (ggml allocates for its threads.)
+    // These are the same graphs, but for what their nodes compute. (ggml allocates for its
+    // threads.)
     std::vector<float> kept;
     const auto like = [&](const ggml_tensor* node, ggml_custom_op_t compute_node) {
         ggml_tensor* sources[GGML_MAX_SRC] = {};
@@ -116,7 +117,7 @@ TEST_CASE("the README's lines serve requests, and fall back where one cannot be 
         REQUIRE(ggml_graph_compute_with_ctx(context, graph_of(context, y), 2) ==
                 GGML_STATUS_SUCCESS);
         if (quantised) continue;
-        // What it adds to 0 is what the node of the other tests adds to 0.
+        // It adds to 0 what the node of the other tests adds to 0.
         transform_elements(ggml::ref_of<2>(l.base), [](double) { return 0; });
         l.y_before = values_as<double>(ggml::ref_of<2>(l.base));
         CHECK(compare_bitwise(values_as<double>(ggml::ref_of<2>(y)).view(), l.run(1).view()));

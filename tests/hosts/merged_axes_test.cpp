@@ -21,7 +21,7 @@ host_details::merged_axes<Rank> merge(const std::vector<index_t>& extents,
         [&](std::size_t axis) { return strides[axis]; });
 }
 
-/// What is wrong with a tensor that somebody else made, or nothing.
+/// Returns what is wrong with a tensor that somebody else made, or nothing.
 template <std::size_t Rank>
 std::string why_not(const std::vector<index_t>& extents, const std::vector<index_t>& strides) {
     argument_checks checks("f");

@@ -1,4 +1,4 @@
-// As main.cpp, for a program of several processes: it fails if the tests of one rank do.
+// This is main.cpp for a program of several processes: it fails if the tests of one rank do.
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>

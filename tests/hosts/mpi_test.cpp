@@ -81,7 +81,7 @@ class rank_of_layer {
     }
     void forward() { forward(shard_.of_y(p_.y.ref())); }
 
-    /// Of gradients of the whole layer.
+    /// Takes gradients of the whole layer.
     void backward(const routed_lora_gradients& gradients, workspace scratch) {
         routed_lora_backward(rows_, layer_, shard_.of_x(p_.x.const_ref()),
                              shard_.of_d_y(p_.d_y.const_ref()), state,
@@ -152,7 +152,7 @@ TEST_CASE("values are summed over the ranks, in pieces and whole") {
             CHECK(compare_bitwise(pieces.ref(), want.ref()));
             CHECK(compare_bitwise(hooked.ref().slice(1, 0), want.ref()));
         }
-    // As a host writes it.
+    // A host writes it so.
     std::vector<float> values(3, 1);
     mpi::all_reduce(world, {values.data(), {3}});
     CHECK(static_cast<double>(values[2]) == ranks);

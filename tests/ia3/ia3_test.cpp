@@ -95,7 +95,7 @@ TEST_CASE("without the gradient of scales x is not read, and may be y") {
     given.leave_out("gradients.scales");
     page.backward({call.plan}, given, {});
     CHECK(same_bits(call, want, "gradients.x"));
-    // As a host that works in place calls it.
+    // A host that works in place calls it so.
     adapter_call in_place(page);
     given = in_place.given();
     given["y"] = given["x"];

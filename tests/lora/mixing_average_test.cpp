@@ -28,7 +28,7 @@ struct sizes {
 
 constexpr sizes shapes[] = {{1, 1, 1, 1}, {2, 3, 5, 7}, {3, 7, 1, 257}, {1, 5, 40, 16}};
 
-/// What modules and average are stored as.
+/// The types in which modules and average are stored.
 struct storage {
     element_type modules = f32, average = f32;
 

@@ -30,7 +30,7 @@ constexpr element_type f64 = element_type::f64;
 constexpr element_type of_bf16 = element_type::bf16;
 constexpr element_type of_f16 = element_type::f16;
 
-/// What is stored how: weights, modules, what is mixed, and the gradients of the first two.
+/// The types of weights, modules, mixtures, and the gradients of the first two.
 struct storage {
     element_type weights = f32, modules = f32, mixed = f32, d_weights = f32, d_modules = f32;
 
@@ -200,7 +200,7 @@ TEST_CASE("mixing works in every layout") {
 }
 
 TEST_CASE("columns may be dense instead of rows") {
-    // Of the modules, of what is mixed, of the gradient; in parts, too.
+    // These sizes cut modules, mixtures and gradients into parts.
     for (const sizes& s : {sizes{3, 2, 4, 6, 19}, sizes{1, 1, 2, 300, 37}}) {
         problem plain(s), before(s);
         const auto want = oracle(before);
@@ -396,7 +396,7 @@ TEST_CASE("the gradients of mixing agree with finite differences") {
         p.forward();
         return contract<double>(values_as<double>(p.mixed.ref()).view(), cotangent.view());
     };
-    // Of a function that is linear in each argument; 1e-11 is what the differences lose.
+    // The function is linear in each argument; the differences lose 1e-11.
     const auto bound = within(f64, 1e-11 / precision_of(f64).epsilon);
     const auto d_modules = central_difference_gradient(loss, p.modules.ref().as<double>());
     const auto d_weights = central_difference_gradient(loss, p.weights.ref().as<double>());

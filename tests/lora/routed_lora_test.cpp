@@ -26,7 +26,7 @@ void check_same(adapter_call& got, adapter_call& want) {
     }
 }
 
-/// The same elements in the reverse order along an axis.
+/// Returns the same elements in the reverse order along an axis.
 template <std::size_t Rank>
 tensor_ref<Rank> reversed(const tensor_ref<Rank>& tensor, std::size_t axis) {
     auto strides = tensor.strides();

@@ -10,7 +10,8 @@ change no result.
 """
 
 MUTANTS = {
-    "core/tensor_view.hpp": (["core/tensor_view", "core/axes"], [
+    "core/tensor_view.hpp": (["core/tensor_view", "core/axes", "core/tensor_ref"], [
+        ("return self().data() == nullptr && self().axes().empty();", "return self().data() == nullptr;"),
         ("result.strides[axis] = inner * strides[axis];", "result.strides[axis] = count * strides[axis];"),
         ("offset_by(first * axes_.strides[axis])", "offset_by(first)"),
         ("result.strides[axis1] = strides[axis0];", "result.strides[axis1] = strides[axis1];"),
@@ -21,13 +22,16 @@ MUTANTS = {
         ("offset_by(first * axes_.strides[axis])", "offset_by(first)"),
         ("offset_by(index * axes_.strides[axis])", "offset_by(index)"),
         ("offset * static_cast<index_t>(size_of(type_))", "offset"),
-        ("return data_ == nullptr && axes_.empty();", "return data_ == nullptr;"),
     ]),
     "core/argument_checks.hpp": (["core/argument_checks"], [
         ("if (stride(axis) <= reach) return false;", "if (stride(axis) < reach) return false;"),
         ("return saturating_product(extent - 1, stride < 0 ? -stride : stride);",
          "return saturating_product(extent, stride < 0 ? -stride : stride);"),
         ("empty || memory.data != nullptr", "true"),
+        ("return text_of(numbers.data(), Count);", "return text_of(numbers.data(), Count - 1);"),
+        ("make(checks);\n    checks.raise();", "make(checks);"),
+        ("if (passed())\n            why_ =", "why_ ="),
+        ("if (!condition) fail(", "if (condition) fail("),
     ]),
     "core/executor.hpp": (["core/executor"], [
         ("quotient * ith + (ith < remainder ? ith : remainder)",

@@ -9,7 +9,7 @@
 
 #include "support/error_check.hpp"
 
-// What core/error.hpp says of programs without exceptions.
+// These tests check what core/error.hpp says of programs without exceptions.
 
 using namespace mhr;
 using namespace mhr::test;

@@ -41,7 +41,7 @@ TEST_CASE("README: what a host does") {
     const auto d_b = d_modules_b.view();
     const auto d_x = d_x_of_batch.view();
 
-    // What the snippet leaves to the host: memory.
+    // The snippet leaves memory to the host.
     mhr::batch_plan same_plan;
     same_plan.assign_rows(mhr::tensor_view<const int, 1>(task_of_row, {rows}));
     const mhr::batch same_batch{same_plan};

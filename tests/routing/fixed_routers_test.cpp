@@ -30,7 +30,7 @@ namespace {
 const std::array<std::int64_t, 4> ids{2, 0, 2, 4};
 const tensor_view<const std::int64_t, 1> tasks(ids.data(), {4});
 
-// What all of them write.
+// The results that all of them write.
 struct results {
     guarded_buffer<float, 3> one_hot, average, given, d_table;
 

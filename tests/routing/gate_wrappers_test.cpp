@@ -140,7 +140,7 @@ TEST_CASE("the shared module is on, without gradient; the others keep their gate
             CHECK(gate.slope(quiet_nan, at) == 0);
         }
     });
-    // Which one that is depends on how many there are.
+    // The number of modules decides which one that is.
     CHECK(gate.value(-0.5, gate_position{0, 0, 0, 1}) == 1);
     CHECK(gate.value(-0.5, gate_position{0, 0, 3, 5}) < 1);
 }

@@ -283,7 +283,7 @@ TEST_CASE("tables are copied and moved as values") {
 
         logits_table moved = std::move(table);
         CHECK(same(moved, want));
-        // What is left is a table without tasks, that may be used again.
+        // A table without tasks is left, which may be used again.
         CHECK(table.tasks() == 0); // NOLINT(bugprone-use-after-move)
         CHECK(table.view().size() == 0);
         CHECK(table.add_task(zero_row{}) == 0);
@@ -334,7 +334,7 @@ TEST_CASE("tables without heads or modules, or too large to address, are refused
         CHECK(refuses("logits_table", "heads, modules",
                       [h = heads, m = modules] { const logits_table table(h, m); }));
     CHECK_NOTHROW(logits_table(1, 1));
-    // As many bytes as an index holds are too many for one type, and fit another.
+    // These extents have too many bytes for an index in one type, and fit in another.
     CHECK(refuses("logits_table", "heads, modules",
                   [] { const logits_table table(1, largest / 5, element_type::f64); }));
     CHECK_NOTHROW(logits_table(1, largest / 5, element_type::bf16));

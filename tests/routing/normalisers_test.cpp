@@ -128,7 +128,7 @@ TEST_CASE_TEMPLATE("detached when off: a gate that is no number is not off" * ne
                    MHR_TEST_ACCUMULATORS) {
     const detached_when_off_normaliser detached{sum_normaliser{}};
     CHECK(all_nan(gradient_of<A>(detached, {0, quiet_nan<A>, 0}, {1, 1, 1})));
-    // Of a head that is off, not even that of the weights is looked at.
+    // Not even the gradient of the weights is looked at where a head is off.
     CHECK(gradient_of<A>(detached, {0, 0}, {quiet_nan<A>, infinity<A>}) == std::vector<A>{0, 0});
 }
 

@@ -114,7 +114,7 @@ TEST_CASE("one tensor of f64 makes the sums f64") {
                     {wide.data(), {1, 1, 2}}, {d_logits.data(), {1, 1, 2}});
     CHECK(d_logits[0] * 0x1p32F == doctest::Approx(-1).epsilon(0.01));
     CHECK(d_logits[1] * 0x1p32F == doctest::Approx(1).epsilon(0.01));
-    // Those of f32 are equal, and give nothing.
+    // The numbers of f32 are equal, and give nothing.
     const std::array<float, 2> narrow{1, 1};
     std::array<double, 2> d_wide{0, 0};
     const std::array<double, 2> wide_logits{1, 1 + 0x1p-30};
@@ -309,7 +309,8 @@ TEST_CASE_TEMPLATE("extreme logits give weights, not NaN", T, double, float) {
                 router_forward(serial_executor{}, logits.const_view(), tasks, rule, weights.view());
                 router_backward(serial_executor{}, logits.const_view(), tasks, rule,
                                 d_weights.const_view(), d_logits.view());
-                // As far from 1 / (modules that are on) as the normaliser's epsilon makes it.
+                // The weights are as far from 1 / (modules that are on) as the normaliser's epsilon
+                // makes them.
                 CHECK(compare(weights.view(), want, {4, std::max(epsilon_of<T>(), 1e-12), 0}));
                 for (index_t m = 0; m < 4; ++m)
                     CHECK(d_logits(0, 0, m) == 0); // saturated

@@ -31,7 +31,7 @@ namespace {
 
 const serial_executor serial;
 
-/// What the oracle computes with: one precision above the f64 that sums may have.
+/// The oracle computes with this, one precision above the f64 that sums may have.
 using wide = long double;
 
 /// Calls `f` with every element type of an adapter (or of scales) and of a base weight (and a
@@ -580,7 +580,7 @@ TEST_CASE("bad input of merge_ia3 and unmerge_ia3") {
             CHECK(refused("scales", {numbers.data(), {5}}, p.base_weight.ref(), p.bias.ref()));
         }
     }
-    // What an f32 holds and an f16 does not is not 0 yet.
+    // A number that an f32 holds and an f16 does not is not 0 yet.
     const float tiny = 1e-30F;
     float big = 1e30F;
     merge_ia3(serial, {&tiny, {1}}, {&big, {1, 1}}, {});

@@ -38,7 +38,7 @@ using tasks = std::vector<std::int64_t>;
 constexpr lora_shape shape{2, 3, 10, 14, 4};
 constexpr index_t table_tasks = 12;
 
-/// What a server has: an inventory, and the weights of every task.
+/// A server has an inventory, and the weights of every task.
 struct server {
     guarded_tensor<4> a, b;
     guarded_tensor<3> table;
@@ -75,7 +75,7 @@ struct server {
     }
 };
 
-/// What the cache gives for a plan is what mixing gives now.
+/// Checks that the cache gives for a plan what mixing gives now.
 void check_mixtures(const server& host, const batch_plan& plan, const lora_list& got) {
     REQUIRE(got.adapter_of_entry().extent(0) == plan.entries());
     if (plan.entries() == 0) return;
@@ -214,7 +214,7 @@ TEST_CASE("the task that was used least recently makes room") {
     CHECK(held_by(cache) == tasks{1, 3, 4});
     misses_of(cache, host, {5});
     CHECK(held_by(cache) == tasks{1, 4, 5});
-    // Of one batch, the later in the plan is the later used.
+    // Among the tasks of one batch, the later in the plan counts as used later.
     misses_of(cache, host, {5, 4, 1});
     misses_of(cache, host, {7});
     CHECK(held_by(cache) == tasks{4, 5, 7});

@@ -1,5 +1,5 @@
-// What a layer with routed adapters becomes without its router: the average of its modules, or one
-// task's mixture, merged into the weights. Tried on random ones.
+// These tests take the router away from random layers with routed adapters: the average of the
+// modules, or one task's mixture, is merged into the weights.
 
 #include <cstdint>
 #include <numeric>

@@ -35,8 +35,8 @@ namespace {
 constexpr element_type f32 = element_type::f32;
 constexpr index_t far = (index_t(1) << 31) + 40; // elements, of 2 bytes or more
 
-/// The same extents, dense but along one axis (counted on from the first after the last), where
-/// neighbours are far from each other.
+/// Makes a tensor of the same extents that is dense but along one axis (counted on from the first
+/// after the last), where neighbours are far from each other.
 template <std::size_t Rank>
 tensor_axes<Rank> stretched(const std::array<index_t, Rank>& extents, std::size_t axis) {
     axis %= Rank;
@@ -268,7 +268,8 @@ TEST_CASE("an inventory of more than 2^31 elements, of which few modules are use
         copy_elements_of<2>(near_module(p.b, i), of_module(b, i));
         copy_elements_of<2>(near_module(p.d_a, i), of_module(d_a, i));
         copy_elements_of<2>(near_module(p.d_b, i), of_module(d_b, i));
-        // Of one module each: sums over eight modules at a time are not those of three at once.
+        // Each has one module, since sums over eight modules at a time are not those of three at
+        // once.
         for (index_t n = 0; n < p.plan.entries(); ++n) {
             const float weight = i == (n + 1) % 3 ? 0.75F : 0.F;
             set_element(p.weights.ref(), {n, 0, i}, weight);

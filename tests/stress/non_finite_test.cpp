@@ -64,7 +64,7 @@ void mix_parameters(layer_problem& p) {
     output_mixed_lora_backward(rows, p.layer(), p.x, p.d_y, state, p.gradients(), scratch);
 }
 
-/// What is spoilt here.
+/// The tensor that is spoilt.
 struct kind {
     const char* name;
     layer_types types;
@@ -161,7 +161,7 @@ TEST_CASE("a row of x that is not finite spoils no other row" * needs_non_finite
                 CHECK_FALSE(is_finite(got.y, {row, 0}));
                 // d_x does not depend on x.
                 check_spread(got, want, entries(row), {row}, {});
-                // Of a, only what that feature is multiplied with.
+                // Only those elements of a are spoilt that the feature is multiplied with.
                 const auto others = [&](guarded_tensor<4>& d_a) {
                     return d_a.ref().slice(0, s.heads - 1).block(1, 0, s.in_block - 1);
                 };

@@ -1,5 +1,5 @@
-// What must hold of every layer with routed adapters, LoRA or (IA)3, tried on random ones: where
-// all numbers are small and whole, and so every sum is exact, to the last bit.
+// These properties must hold of every layer with routed adapters, LoRA or (IA)3, and are tried on
+// random ones: where all numbers are small and whole, and so every sum is exact, to the last bit.
 
 #include <algorithm>
 #include <cmath>
@@ -103,7 +103,8 @@ TEST_CASE("linear in the scale, by any factor within rounding") {
         layer.scale *= factor;
         auto expected = t.layer.run(t.batch).y;
         multiply(expected, factor);
-        // What the sums are of, in size: those of 16 elements of the rank are added up one by one.
+        // The magnitudes of the terms of the sums: those of 16 elements of the rank are added up
+        // one by one.
         auto sizes = t;
         const auto make_positive = [](auto& values) {
             values = magnitudes_as<double>(values.view());
@@ -222,7 +223,7 @@ TEST_CASE_TEMPLATE("MHR whose heads have equal logits is Poly, to the last bit",
         });
         router_forward({}, logits.view(), ids, rule, poly.table.view());
         router_forward({}, same_logits.view(), ids, rule, mhr.table.view());
-        // The same matrices, cut up by heads and whole.
+        // Compares the matrices that are cut up by heads with the whole ones.
         const auto joined = [&](std::size_t i, const tensor<T, 4>& blocks, tensor<T, 4>& whole) {
             const std::size_t axis = L::axis_of_heads[i];
             for_each_position(blocks.extents(), [&](const position<4>& at) {

@@ -36,7 +36,8 @@ bool all_finite(const View& view) {
     return result;
 }
 
-/// The same bits in all heads of all entries but one, and in the logits of all tasks but one.
+/// Checks that all heads of all entries but one have the same bits, and so have the logits of all
+/// tasks but one.
 void check_others(f32_problem& got, f32_problem& want, index_t entry, index_t head) {
     for (index_t n = 0; n < got.entries(); ++n)
         for (index_t h = 0; h < got.logits.view().extent(1); ++h) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks what README promises of the layout of the sources: run by the test `structure`.
+"""Checks what the guides promise of the layout of the sources: run by the test `structure`.
 
     tests/structure/check.py [--root DIR]
 
@@ -8,6 +8,7 @@ comments left out.
 """
 
 import argparse
+import json
 import pathlib
 import re
 import sys
@@ -28,6 +29,8 @@ UNTESTED = {
 MOST_LINES = 400
 MOST_HEADERS = 10
 MOST_PARAMETERS = 7
+MOST_LINES_OF_README = 200
+MOST_PRESETS = 9
 
 
 class Checker:
@@ -155,6 +158,28 @@ class Checker:
         if self.functions < 50:
             self.fail(f"only {self.functions} public functions were found")
 
+    def check_guides(self):
+        pages = [self.root / "README.md"]
+        for folder in ("benchmarks", "cmake", "examples", "include", "tests"):
+            pages += sorted((self.root / folder).rglob("README.md"))
+        lines = pages[0].read_text().count("\n")
+        if lines > MOST_LINES_OF_README:
+            self.fail(f"README.md has {lines} lines, more than {MOST_LINES_OF_README}")
+        links = 0
+        for page in pages:
+            for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+                if "://" in link:
+                    continue
+                links += 1
+                if not (page.parent / link).exists():
+                    self.fail(f"{page.relative_to(self.root)}: {link} is not there")
+        if links < 10:
+            self.fail(f"only {links} links were found in the guides")
+        presets = json.loads((self.root / "CMakePresets.json").read_text())["configurePresets"]
+        visible = [preset["name"] for preset in presets if not preset.get("hidden")]
+        if len(visible) > MOST_PRESETS:
+            self.fail(f"{len(visible)} presets, more than {MOST_PRESETS}: {', '.join(visible)}")
+
     def check_namespaces(self):
         for header in self.headers:
             text = self.text[header]
@@ -170,7 +195,8 @@ def main():
                         default=pathlib.Path(__file__).resolve().parent.parent.parent)
     checker = Checker(parser.parse_args().root)
     rules = [checker.check_floors, checker.check_umbrella, checker.check_sizes,
-             checker.check_tests, checker.check_functions, checker.check_namespaces]
+             checker.check_tests, checker.check_functions, checker.check_guides,
+             checker.check_namespaces]
     for rule in rules:
         rule()
     for failure in checker.failures:

@@ -14,7 +14,7 @@ namespace {
 
 std::atomic<std::size_t> count{0};
 
-/// What malloc counts, new does not count again.
+/// `new` does not count again what malloc has counted.
 void count_new() noexcept {
     if (!mhr::test::counts_malloc) ++count;
 }

@@ -83,7 +83,7 @@ TEST_CASE("memory of the C library is counted where the counter says so") {
     CHECK(allocations_of([] { free_memory(strdup("text")); }) == one);
 #endif
 #if MHR_TEST_GLIBC_HOOKS
-    // As the C library does it; sanitizers end the program.
+    // The C library does it so; sanitizers end the program.
     void* untouched = &untouched;
     CHECK(posix_memalign(&untouched, 3, 16) == EINVAL);
     CHECK(untouched == &untouched);

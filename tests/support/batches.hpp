@@ -36,7 +36,7 @@ inline batch_plan random_plan(index_t rows, index_t tasks, std::uint64_t seed = 
     return plan_of(random_tasks(rows, tasks, seed));
 }
 
-/// What the oracle is asked for: the entry of each row, or -1.
+/// Returns what the oracle is asked for: the entry of each row, or -1.
 inline tensor<index_t, 1> entry_of_row(const batch_plan& plan) {
     tensor<index_t, 1> result({plan.rows()});
     for (index_t& entry : result.values())

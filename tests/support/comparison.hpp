@@ -140,7 +140,7 @@ comparison compare(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& 
         [&](const position<Rank>& at) { return element(magnitude, at); });
 }
 
-/// As above, where |want| itself is the magnitude: for results without cancellation.
+/// Compares as above, with |want| itself as the magnitude: for results without cancellation.
 template <class T, class S, std::size_t Rank>
 comparison compare(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& want,
                    const error_bound& bound) {
@@ -152,7 +152,7 @@ comparison compare(const tensor_view<T, Rank>& got, const tensor_view<S, Rank>& 
         [&](const position<Rank>& at) { return std::abs(element(want, at)); });
 }
 
-/// The same of results whose type is data.
+/// These compare results whose type is data.
 /// @{
 template <class Void, class S, class M, std::size_t Rank>
 comparison compare(const basic_tensor_ref<Void, Rank>& got, const tensor_view<S, Rank>& want,
@@ -202,7 +202,7 @@ comparison compare_bitwise(const tensor_view<T, Rank>& got, const tensor_view<S,
     return comparing::finish(result, failures);
 }
 
-/// The same of tensors whose type is data, which must be equal.
+/// Compares tensors whose type is data, which must be equal.
 template <class V, class W, std::size_t Rank>
 comparison compare_bitwise(const basic_tensor_ref<V, Rank>& got,
                            const basic_tensor_ref<W, Rank>& want) {

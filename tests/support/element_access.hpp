@@ -15,7 +15,7 @@
 
 namespace mhr::test {
 
-/// What is known of an element type.
+/// The numbers that are known of an element type.
 struct element_precision {
     double epsilon;       ///< the spacing of numbers just above 1
     double smallest_step; ///< the spacing of numbers next to 0

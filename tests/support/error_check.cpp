@@ -29,7 +29,7 @@ std::string read_all(int file) {
     return text;
 }
 
-// What the handler, which is given nothing but the message, has to know.
+// The handler is given nothing but the message, so it finds here what else it has to know.
 const error_look* current_look = nullptr;
 const std::function<void(const std::string&)>* current_tell = nullptr;
 

@@ -30,7 +30,7 @@ inline std::ostream& operator<<(std::ostream& stream, const error_outcome& outco
 /// The message where no error was reported.
 inline constexpr const char* no_error = "no error was reported";
 
-/// What is made of the message of an error, when it is reported.
+/// Makes an outcome of the message of an error, when it is reported.
 using error_look = std::function<error_outcome(const std::string& message)>;
 
 #if MHR_EXCEPTIONS
@@ -62,8 +62,8 @@ struct child_outcome {
 child_outcome
 in_child(const std::function<void(const std::function<void(const std::string&)>&)>& f);
 
-/// The same with the handler of errors, in a process that ends there. It sees the memory as it was
-/// when the error was reported.
+/// Does the same with the handler of errors, in a process that ends there. It sees the memory as it
+/// was when the error was reported.
 error_outcome at_error(const std::function<void()>& f, const error_look& look);
 
 #endif

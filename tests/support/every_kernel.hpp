@@ -376,7 +376,7 @@ class every_kernel {
     }
 
     void add_library() {
-        // Of two ranks, as what is gathered may be.
+        // The adapters have two ranks, as gathered ones may have.
         const auto adapters = std::make_shared<std::array<lora, 2>>();
         for (index_t i : {0, 1})
             (*adapters)[static_cast<std::size_t>(i)] = {
@@ -433,7 +433,7 @@ class every_kernel {
     std::vector<std::function<std::vector<std::byte>()>> tensors_{};
     std::vector<std::shared_ptr<void>> memory_{}; // of all tensors
     std::vector<kernel> kernels_{};
-    // What most of them have in common.
+    // The members that most of them have in common.
     batch_plan plan_{};
     tensor_ref<2> x_{}, y_{}, d_y_{}, d_x_{};
     tensor_ref<3> weights_{}, d_weights_{};

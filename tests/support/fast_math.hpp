@@ -24,7 +24,7 @@ inline constexpr bool is_fast_math = false;
 inline doctest::skip needs_non_finite() {
     return doctest::skip(is_fast_math);
 }
-/// The same bits of one number computed twice, and results that are exact.
+/// These tests want the same bits of one number computed twice, and results that are exact.
 inline doctest::skip needs_same_bits() {
     return doctest::skip(is_fast_math);
 }

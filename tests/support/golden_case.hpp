@@ -62,7 +62,7 @@ class golden_file {
         return result;
     }
 
-    /// As above, of the given extents: `read<T>("x", {rows, features})`.
+    /// Reads as above, with the given extents: `read<T>("x", {rows, features})`.
     template <class T, std::size_t Rank>
     [[nodiscard]] tensor<T, Rank> read(const std::string& name,
                                        const index_t (&extents)[Rank]) const {
@@ -149,7 +149,7 @@ inline double larger(double a, double b) {
     return a < b || std::isnan(b) ? b : a;
 }
 
-/// What was compared, and what failed.
+/// The comparisons that were made, and those that failed.
 struct outcome {
     std::size_t compared = 0;
     double worst = 0; ///< error relative to its tolerance

@@ -77,12 +77,13 @@ class grouping {
 
     [[nodiscard]] const batch_plan& plan() const { return plan_; }
 
-    /// What was computed for each sequence, as for each entry: the same for all its sequences.
+    /// Turns what was computed for each sequence, which is the same for all sequences of an entry,
+    /// into one for each entry.
     template <class T, std::size_t Rank>
     tensor<T, Rank> one_of(const tensor<T, Rank>& of_sequences) const {
         return collect(of_sequences, [](T&, const T& value) { return value; });
     }
-    /// The same for gradients, which add up.
+    /// Does the same for gradients, which add up.
     template <class T, std::size_t Rank>
     tensor<T, Rank> sum_of(const tensor<T, Rank>& of_sequences) const {
         return collect(of_sequences, [](T& sum, const T& value) { return sum + value; });

@@ -35,7 +35,7 @@ inline tensor<std::int64_t, 1> tasks_of(const golden_case& c) {
     const index_t repeat = sequences_of(c) / c.size("batch");
     for (index_t s = 0; s < tasks.extents()[0]; ++s) {
         tasks(s) = ids(s / repeat);
-        // What a router without a table does not notice.
+        // A router without a table does not notice this.
         if (tasks(s) < 0 || tasks(s) >= c.size("n_tasks"))
             throw std::runtime_error("task_ids: outside of n_tasks");
     }

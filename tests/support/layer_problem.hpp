@@ -157,7 +157,7 @@ struct layer_problem {
         take(d_weights, other.d_weights);
     }
 
-    /// The same memory every time.
+    /// Returns the same memory every time.
     [[nodiscard]] routed_lora_state state() {
         workspace memory = state_memory;
         return take_routed_lora_state(memory, {plan}, layer(), types.sums);

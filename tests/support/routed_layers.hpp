@@ -42,8 +42,8 @@ struct trial_sizes {
     index_t tasks, heads, modules, in_block, out_block, rank;
 };
 
-/// What the two have in common. `modules` are [heads, modules, ., .]; `table` [tasks, heads,
-/// modules] has the weights of each task.
+/// The base of both layers. `modules` are [heads, modules, ., .]; `table` [tasks, heads, modules]
+/// has the weights of each task.
 template <class T>
 struct routed_layer {
     std::vector<tensor<T, 4>> modules;
@@ -81,7 +81,7 @@ struct lora_layer : routed_layer<T> {
 
     static index_t in_features(const trial_sizes& s) { return s.heads * s.in_block; }
     static index_t out_features(const trial_sizes& s) { return s.heads * s.out_block; }
-    /// Which axis of each of `modules` the heads divide.
+    /// The axis of each of `modules` that the heads divide.
     static constexpr std::array<std::size_t, 2> axis_of_heads{2, 3};
 
     /// The parameters of the layer, with the weights of a batch.

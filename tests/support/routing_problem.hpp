@@ -54,8 +54,8 @@ class typed_tensor : public guarded_tensor<3> {
     T& operator()(index_t i, index_t j, index_t k) { return view()(i, j, k); }
 };
 
-/// What is gated how: the first two are for the normalisers of logits, the others for those of
-/// gates.
+/// The gates that are tried: the first two are for the normalisers of logits, the others for those
+/// of gates.
 enum class gate_choice {
     identity,
     noisy,
@@ -201,7 +201,7 @@ struct basic_routing_problem {
         }
     }
 
-    /// The same for the oracle, which reads the stored values, one precision higher.
+    /// Returns the same for the oracle, which reads the stored values, one precision higher.
     template <class S>
     struct oracle_side {
         tensor<S, 3> logits, uniforms, noise, keep, d_weights;
@@ -304,7 +304,7 @@ struct basic_routing_problem {
     }
 };
 
-/// Of types that are data; and of one type for all.
+/// These take types that are data, and one type for all.
 /// @{
 using routing_problem = basic_routing_problem<guarded_tensor<3>>;
 template <class T>

@@ -55,7 +55,7 @@ class sparse_memory {
     /// Why tests of far memory cannot run here; empty if they can.
     static std::string missing() {
 #if MHR_TEST_SPARSE_MEMORY
-        // As many as those tests take at a time.
+        // Those tests take so many bytes at a time.
         constexpr std::uintmax_t wanted = std::uintmax_t{1} << 40;
         if (MHR_TEST_EMULATED != 0) return "skipped: emulators keep books of every page, in memory";
         if (wanted > std::numeric_limits<std::size_t>::max()) return "skipped: 32 bits";

@@ -19,6 +19,7 @@
 #include "support/gradient_check.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/guarded_tensor.hpp"
+#include "support/half_formats.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
@@ -527,4 +528,24 @@ TEST_CASE("the tested scalar types have the precision that is told of them") {
     CHECK(std::is_same_v<oracle_t<float, Eigen::half>, double>);
     CHECK(std::is_same_v<oracle_t<float, double>, long double>);
     CHECK(name_of<const Eigen::half>() == "half");
+}
+
+TEST_CASE("the check of roundings reports wrong ones") {
+    CHECK(is_rounded<f16_format>(1, 0x3C00));
+    CHECK_FALSE(is_rounded<f16_format>(1, 0x3C01));
+    CHECK_FALSE(is_rounded<f16_format>(1, 0xBC00));
+    CHECK(is_rounded<f16_format>(1 + 0x1p-11F, 0x3C00)); // a tie
+    CHECK_FALSE(is_rounded<f16_format>(1 + 0x1p-11F, 0x3C01));
+    CHECK(is_rounded<f16_format>(1 + 0x1.8p-10F, 0x3C02));
+    CHECK_FALSE(is_rounded<f16_format>(1 + 0x1.8p-10F, 0x3C01));
+    CHECK(is_rounded<f16_format>(65519.F, 0x7BFF));
+    CHECK(is_rounded<f16_format>(65520.F, 0x7C00));
+    CHECK_FALSE(is_rounded<f16_format>(65520.F, 0x7BFF));
+    CHECK(is_rounded<f16_format>(0x1p-25F, 0));
+    CHECK(is_rounded<f16_format>(0x1.000002p-25F, 1));
+    CHECK_FALSE(is_rounded<f16_format>(0x1.000002p-25F, 0));
+    CHECK(is_rounded<f16_format>(-0.F, 0x8000));
+    CHECK_FALSE(is_rounded<f16_format>(-0.F, 0));
+    CHECK_FALSE(is_rounded<bf16_format>(1 + 0x1.8p-7F, 0x3F81));
+    CHECK_FALSE(is_rounded<bf16_format>(std::numeric_limits<float>::quiet_NaN(), 0x7F80));
 }

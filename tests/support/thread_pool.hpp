@@ -9,13 +9,13 @@
 
 /// \file
 /// A host's pool as hosts have it: its threads are there before the kernels are, and wait for work.
-/// What it runs it runs without an allocation, unlike thread_executor.
+/// It runs parts without an allocation, unlike thread_executor.
 
 namespace mhr::test {
 
 class thread_pool {
   public:
-    /// Of so many threads, besides the one that calls.
+    /// Starts so many threads, besides the one that calls.
     explicit thread_pool(int others) {
         for (int i = 0; i < others; ++i)
             threads_.emplace_back([this] { work(); });

@@ -266,7 +266,7 @@ TEST_CASE("any cut of the parameters gives the whole") {
     for (index_t longest : {1, 10, 100, 700})
         CHECK(compare(in_pieces(gradients.view(), longest).view(), want.view(),
                       products_of_norms(want).view(), within<double>(64)));
-    // Of whole numbers every sum is exact: the same bits.
+    // Every sum of whole numbers is exact, so the bits are the same.
     transform(gradients.view(), gradients.view(),
               [](double value) { return std::round(100 * value); });
     tensor<double, 2> exact({tasks, tasks});

@@ -89,7 +89,7 @@ TEST_CASE("every tensor of a buffer is aligned and dense, and of its type") {
         CHECK(good(m.of_value.in(buffer).b));
         CHECK(good(m.bias.in(buffer)));
         CHECK(good(m.logits.in(buffer)));
-        // The same places of a buffer that is only read.
+        // The places are the same in a buffer that is only read.
         const const_tensor_ref<1> read_only = buffer;
         CHECK(m.of_value.in_const(read_only).a.data() == m.of_value.in(buffer).a.data());
         CHECK(m.of_value.in_const(read_only).b.data() == m.of_value.in(buffer).b.data());

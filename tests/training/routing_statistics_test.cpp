@@ -101,7 +101,7 @@ TEST_CASE("statistics agree with the formulas, for every type and layout") {
                     const routing_statistics got = routing_statistics_of(logits.const_ref());
                     CHECK(near(got.active_share, want.active));
                     CHECK(near(got.discreteness, want.discreteness));
-                    // Of shares next to 1, whose logarithms are 0 but for rounding.
+                    // The shares are next to 1, and their logarithms are 0 but for rounding.
                     CHECK(std::abs(got.efficiency - want.efficiency) < 1e-14L);
                 }
 }

@@ -33,7 +33,7 @@ struct row_of_task {
     index_t row;
 };
 
-/// What a plan holds.
+/// The data of a plan.
 struct plan_data {
     index_t rows = 0;
     growing_list<std::int64_t> tasks{};
@@ -44,7 +44,7 @@ struct plan_data {
     growing_list<row_range> blocks{}, parts{};
     growing_list<row_of_task> sorted{}; // kept for its capacity
 
-    // As the compiler would write them, but without a symbol (MHR_INLINE of config.hpp).
+    // These are what the compiler would write, but without a symbol (see MHR_INLINE in config.hpp).
     MHR_INLINE plan_data() = default;
     MHR_INLINE plan_data(const plan_data&) = default;
     MHR_INLINE plan_data(plan_data&&) noexcept = default;
@@ -86,8 +86,8 @@ void assign_single_task(plan_data& plan, index_t rows, Id task);
 /// adapters). A task id is a label: a host that draws noise for every sequence, as PEFT does,
 /// numbers its sequences 0, 1, ... and gives the router the list of their tasks.
 ///
-/// What the adapters make of a batch is *determined* as follows, to the last bit, whatever the
-/// number of threads and the executor:
+/// The results of the adapters are *determined* to the last bit, whatever the number of threads and
+/// the executor:
 ///   - The outputs of a row, its d_x and d_hidden depend on the row and its task alone: they are
 ///     the same in every batch, in every order, and for the row alone. So do a task's weights and
 ///     mixed adapter depend on that task alone.
@@ -132,22 +132,23 @@ class batch_plan {
         batch_details::assign_sequences(data_, task_of_sequence, rows_of_sequence);
     }
 
-    /// One task for all rows: for a single sequence, or a plain adapter. Fewer than 0 rows and ids
+    /// Gives all rows one task, for a single sequence or a plain adapter. Fewer than 0 rows and ids
     /// that `assign_rows` refuses are refused.
     template <class Id = std::int64_t>
     MHR_INLINE void assign_single_task(index_t rows, Id task = 0) {
         batch_details::assign_single_task(data_, rows, task);
     }
 
-    /// Rows of the batch, those of no task included.
+    /// Returns the number of rows of the batch, those of no task included.
     [[nodiscard]] MHR_INLINE index_t rows() const noexcept { return data_.rows; }
 
-    /// The distinct tasks, ascending: what the router is asked for. Valid until the next assign.
+    /// The distinct tasks, ascending: what the router is asked for. They are valid until the next
+    /// assign.
     [[nodiscard]] MHR_INLINE tensor_view<const std::int64_t, 1> tasks() const noexcept {
         return {data_.tasks.data(), {entries()}};
     }
 
-    /// Number of distinct tasks.
+    /// Returns the number of distinct tasks.
     [[nodiscard]] MHR_INLINE index_t entries() const noexcept {
         return static_cast<index_t>(data_.tasks.size());
     }
@@ -157,7 +158,7 @@ class batch_plan {
         return {data_.row_order.data(), {static_cast<index_t>(data_.row_order.size())}};
     }
 
-    /// The rows of an entry, ascending.
+    /// Returns the rows of an entry, ascending.
     [[nodiscard]] MHR_INLINE tensor_view<const index_t, 1> rows_of(index_t entry) const noexcept {
         const index_t first = data_.first_of_entry[static_cast<std::size_t>(entry)];
         const index_t last = data_.first_of_entry[static_cast<std::size_t>(entry) + 1];
@@ -218,14 +219,10 @@ void assign_sequences(plan_data& plan, tensor_view<Id, 1> task_of_sequence,
     for (index_t s = 0; checks.passed() && s < rows_of_sequence.extent(0); ++s) {
         // A number that the index type cannot hold becomes another one.
         const auto count = static_cast<index_t>(rows_of_sequence(s));
-        checks.expect(
-            static_cast<std::remove_const_t<Count>>(count) == rows_of_sequence(s) && count >= 0 &&
-                count <= (std::numeric_limits<index_t>::max)() - rows,
-            "rows_of_sequence",
-            [] { return std::string("numbers of 0 and more, whose sum fits an index"); },
-            [&] {
-                return std::to_string(rows_of_sequence(s)) + " at position " + std::to_string(s);
-            });
+        checks.expect(static_cast<std::remove_const_t<Count>>(count) == rows_of_sequence(s) &&
+                          count >= 0 && count <= (std::numeric_limits<index_t>::max)() - rows,
+                      "rows_of_sequence", "numbers of 0 and more, whose sum fits an index",
+                      joined(rows_of_sequence(s), " at position ", s));
         if (checks.passed()) rows += count;
     }
     checks.raise();
@@ -242,9 +239,7 @@ void assign_sequences(plan_data& plan, tensor_view<Id, 1> task_of_sequence,
 template <class Id>
 void assign_single_task(plan_data& plan, index_t rows, Id task) {
     argument_checks checks("batch_plan::assign_single_task");
-    checks.expect(
-        rows >= 0, "rows", [] { return std::string("0 or more"); },
-        [&] { return std::to_string(rows); });
+    checks.expect(rows >= 0, "rows", "0 or more", rows);
     check_tasks(checks, "task", tensor_view<const Id, 1>(&task, {1}));
     checks.raise();
     start(plan, rows);

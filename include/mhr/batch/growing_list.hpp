@@ -24,13 +24,13 @@ class growing_list {
                   "mhr: memory is aligned as operator new does it");
 
   public:
-    /// Empty and without memory.
+    /// Makes an empty list without memory.
     MHR_INLINE growing_list() noexcept {}
     /// Makes a list of one element.
     MHR_INLINE explicit growing_list(const T& only) { push_back(only); }
     /// A copy has room for its elements alone.
     MHR_INLINE growing_list(const growing_list& other) { append(other); }
-    /// What was moved from is empty and without memory.
+    /// A list that was moved from is empty and has no memory.
     MHR_INLINE growing_list(growing_list&& other) noexcept { take(other); }
     /// The memory is kept where it is large enough.
     MHR_INLINE growing_list& operator=(const growing_list& other) {

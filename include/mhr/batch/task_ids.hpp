@@ -19,7 +19,7 @@
 ///     by the base model alone without a word. A wider type has room for that task, a signed one
 ///     for -1.
 ///
-/// What is refused is refused by an error: no id is taken for another one.
+/// An id that is refused raises an error; no id is ever taken for another one.
 
 namespace mhr {
 

@@ -12,9 +12,10 @@
 #endif
 
 /// \file
-/// Which levels of x86-64 the processor at hand runs, and the choice among functions that were
-/// compiled for several: the half of `mhr_add_dispatched_library` (cmake/mhr_dispatch.cmake) that
-/// works at run time. Nothing else of the library chooses at run time.
+/// The levels of x86-64 that the processor at hand runs, and the choice among functions that were
+/// compiled for several of them. This is the half of `mhr_add_dispatched_library`
+/// (cmake/mhr_dispatch.cmake) that works at run time. Nothing else of the library chooses at run
+/// time.
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -23,7 +24,7 @@ namespace level_details {
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 
-/// One word of what CPUID tells.
+/// Returns one word of the processor's answer to CPUID.
 inline std::uint32_t cpuid_word(std::uint32_t leaf, char word) noexcept {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid_count(leaf, 0, &a, &b, &c, &d) == 0) return 0;
@@ -88,7 +89,7 @@ struct function_of_level {
     F* function;       ///< compiled for it
 };
 
-/// The function of a level, or nullptr if there is none or it does not run here.
+/// Returns the function of a level, or nullptr if there is none or it does not run here.
 template <class F, std::size_t N>
 F* find_level(const function_of_level<F> (&functions)[N], std::string_view level) noexcept {
     for (const auto& [name, function] : functions)
@@ -96,11 +97,14 @@ F* find_level(const function_of_level<F> (&functions)[N], std::string_view level
     return nullptr;
 }
 
-/// The last of the functions, which are ordered by level, that runs here; or the one of the level
-/// `wanted`, unless that is null or empty. Memory is allocated for an error's message alone: the
-/// first call of a kernel chooses.
+/// Returns the last of the functions, which are ordered by level, that runs here; or the function
+/// of the level `wanted`, unless that is null or empty. Memory is allocated for an error's message
+/// alone: the first call of a kernel chooses.
 ///
-/// Errors: the level wanted, or every level, is not among the functions or does not run here.
+/// These are refused: a level that is not among the functions, or that does not run here; functions
+/// none of which runs here. `mhr::compiled` calls this from kernels that must not throw: a wrong
+/// MHR_LEVEL ends the program there, at the first call of a kernel, with the message of the error.
+/// A host that takes the level from its users asks `runs_level` first.
 template <class F, std::size_t N>
 F* choose_level(const function_of_level<F> (&functions)[N], const char* wanted) {
     F* chosen = nullptr;

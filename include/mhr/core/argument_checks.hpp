@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include <mhr/core/error.hpp>
@@ -54,11 +55,42 @@ checked_memory memory_of(const tensor_view<T, Rank>& view) noexcept {
     return {view.data(), sizeof(T), alignof(T), Rank, view.extents().data(), view.strides().data()};
 }
 
+/// Returns the text of a part of a message.
+/// @{
 std::string text_of(const index_t* numbers, std::size_t count, bool expected = false);
+template <std::size_t Count>
+std::string text_of(const std::array<index_t, Count>& numbers) {
+    return text_of(numbers.data(), Count);
+}
+template <class Number>
+std::enable_if_t<std::is_arithmetic_v<Number>, std::string> text_of(Number number) {
+    return std::to_string(number);
+}
+inline std::string text_of(element_type type) {
+    return name_of(type);
+}
+inline std::string text_of(const char* text) {
+    return text;
+}
+template <class Function>
+auto text_of(const Function& make_text) -> decltype(std::string(make_text())) {
+    return make_text();
+}
+/// @}
+
 bool is_addressable(const checked_memory& memory) noexcept;
 bool is_nested(const checked_memory& memory) noexcept;
 
 } // namespace check_details
+
+/// A message in parts: texts, numbers, lists of extents or strides, element types. They are put
+/// together only where a check fails, so that the good path builds no string.
+template <class... Parts>
+auto joined(Parts... parts) noexcept {
+    static_assert((std::is_trivially_copyable_v<Parts> && ...),
+                  "mhr: a message is joined of what costs nothing to copy");
+    return [parts...] { return (std::string() + ... + check_details::text_of(parts)); };
+}
 
 /// The checks of one call, in order. The first that fails is kept as the answer to `why()`; those
 /// after it do nothing.
@@ -68,13 +100,14 @@ bool is_nested(const checked_memory& memory) noexcept;
 ///     checks.raise();
 class argument_checks {
   public:
-    /// Checks of a function of this name, which begins every message.
+    /// Begins the checks of a function, whose name every message begins with.
     explicit argument_checks(std::string_view function) noexcept : function_(function) {}
 
     /// True if nothing has failed so far.
     [[nodiscard]] bool passed() const noexcept { return why_.empty(); }
 
-    /// What failed, as "function: argument: expected .., got ..", or nothing.
+    /// Returns the message of the check that failed, "function: argument: expected .., got ..", or
+    /// an empty text if all have passed.
     [[nodiscard]] std::string why() && { return std::move(why_); }
 
     /// Reports what failed, if anything did: throws `mhr::error`, or calls the handler.
@@ -82,91 +115,94 @@ class argument_checks {
         if (!passed()) mhr::raise(why_);
     }
 
-    /// Fails unless `condition` holds. The texts are made by callables, so that the good path
-    /// builds no string.
+    /// Fails unless `condition` holds. What was expected and what came are texts, numbers or
+    /// element types each, several of these (`joined`), or callables that make a text when it is
+    /// needed.
     template <class Expected, class Actual>
-    void expect(bool condition, const char* argument, Expected&& expected, Actual&& actual) {
-        if (!condition && passed()) fail(argument, expected(), actual());
+    MHR_INLINE void expect(bool condition, const char* argument, Expected expected, Actual actual) {
+        if (!condition) fail(argument, expected, actual);
     }
 
     /// From here on, sums are of this type, and tensors of f64 are refused where it is f32: their
     /// digits would be lost.
     void sums_are(element_type sums) noexcept { sums_ = sums; }
 
-    /// An input: the expected extents (`any_extent` accepts every one), a known element type,
-    /// memory where there are elements, aligned, and offsets that fit an index. Strides are free.
+    /// Checks an input: it has the expected extents (`any_extent` accepts every one), a known
+    /// element type, aligned memory where there are elements, and offsets that fit an index.
+    /// Strides are free.
     template <std::size_t Rank>
     void input(const char* argument, const const_tensor_ref<Rank>& tensor,
                const std::array<index_t, Rank>& expected) {
-        type(argument, tensor.type());
+        element(argument, tensor.type());
         memory(argument, check_details::memory_of(tensor), expected.data(), false);
     }
 
-    /// An input of any extents.
+    /// Checks an input of any extents.
     template <std::size_t Rank>
     void input(const char* argument, const const_tensor_ref<Rank>& tensor) {
         input(argument, tensor, any_extents<Rank>());
     }
 
-    /// An output: as an input, and no two elements at one address.
+    /// Checks an output, which is what an input is and has no two elements at one address.
     template <std::size_t Rank>
     void output(const char* argument, const tensor_ref<Rank>& tensor,
                 const std::array<index_t, Rank>& expected) {
-        type(argument, tensor.type());
+        element(argument, tensor.type());
         memory(argument, check_details::memory_of(tensor), expected.data(), true);
     }
 
-    /// An output that may be absent: "not wanted".
+    /// Checks an output that may be absent, which means "not wanted".
     template <std::size_t Rank>
     void optional_output(const char* argument, const tensor_ref<Rank>& tensor,
                          const std::array<index_t, Rank>& expected) {
         if (!tensor.absent()) output(argument, tensor, expected);
     }
 
-    /// Numbers of the host that are no elements, such as task ids.
+    /// Checks numbers of the host that are no elements, such as task ids.
     template <class T, std::size_t Rank>
     void numbers(const char* argument, const tensor_view<T, Rank>& view,
                  const std::array<index_t, Rank>& expected) {
         memory(argument, check_details::memory_of(view), expected.data(), false);
     }
 
-    /// The same where they are written: no two of them at one address.
+    /// Checks numbers that the call writes, no two of which may share an address.
     template <class T, std::size_t Rank>
     void output_numbers(const char* argument, const tensor_view<T, Rank>& view,
                         const std::array<index_t, Rank>& expected) {
         memory(argument, check_details::memory_of(view), expected.data(), true);
     }
 
-    /// A tensor whose type says in what type a call sums: f32 or f64.
+    /// Checks that an element type is known, and not f64 where sums are f32.
+    void element(const char* argument, element_type type) {
+        expect(is_known(type), argument, "an element type (f32, f64, bf16 or f16)",
+               joined("number ", static_cast<int>(type)));
+        expect(type != element_type::f64 || sums_ == element_type::f64, argument,
+               "f32, bf16 or f16 where sums are f32 (f64 needs sums of f64)", "f64");
+    }
+
+    /// Checks the type of a tensor that says in what type a call sums: f32 or f64.
     void sums_type(const char* argument, element_type type) {
-        expect(
-            type == element_type::f32 || (type == element_type::f64 && !MHR_ONLY_F32), argument,
-            [] {
-                return std::string(MHR_ONLY_F32 ? "f32, the only type of sums of this build"
-                                                : "f32 or f64, the type of sums");
-            },
-            [&] { return std::string(name_of(type)); });
+        expect(type == element_type::f32 || (type == element_type::f64 && !MHR_ONLY_F32), argument,
+               MHR_ONLY_F32 ? "f32, the only type of sums of this build"
+                            : "f32 or f64, the type of sums",
+               type);
     }
 
-    /// The executor of a function with several phases, each of which needs all of the one before.
+    /// Checks the executor of a function with several phases, each of which needs all of the one
+    /// before.
     void every_part(const executor_ref& executor) {
-        expect(
-            executor.runs_every_part(), "executor",
-            [] {
-                return std::string("one that runs every part (this function has several phases)");
-            },
-            [] { return std::string("one that runs a share"); });
+        expect(executor.runs_every_part(), "executor",
+               "one that runs every part (this function has several phases)",
+               "one that runs a share");
     }
 
-    /// Scratch memory of so many bytes.
+    /// Checks that scratch memory has so many bytes left.
     void workspace_size(const workspace& scratch, std::size_t bytes) {
-        expect(
-            scratch.available() >= bytes, "workspace",
-            [&] { return "at least " + std::to_string(bytes) + " bytes"; },
-            [&] { return std::to_string(scratch.available()); });
+        expect(scratch.available() >= bytes, "workspace", joined("at least ", bytes, " bytes"),
+               scratch.available());
     }
 
-    /// Extents that are all left open.
+    /// Returns extents that are all left open.
     template <std::size_t Rank>
     static std::array<index_t, Rank> any_extents() noexcept {
         std::array<index_t, Rank> any{};
@@ -175,21 +211,14 @@ class argument_checks {
     }
 
   private:
-    void fail(const char* argument, const std::string& expected, const std::string& actual) {
-        why_ =
-            std::string(function_) + ": " + argument + ": expected " + expected + ", got " + actual;
-    }
-    void type(const char* argument, element_type type) {
-        expect(
-            is_known(type), argument,
-            [] { return std::string("an element type (f32, f64, bf16 or f16)"); },
-            [&] { return "number " + std::to_string(static_cast<int>(type)); });
-        expect(
-            type != element_type::f64 || sums_ == element_type::f64, argument,
-            [] {
-                return std::string("f32, bf16 or f16 where sums are f32 (f64 needs sums of f64)");
-            },
-            [] { return std::string("f64"); });
+    /// Keeps the message, unless another check has failed before. It is apart from `expect` so that
+    /// the good path stays a comparison.
+    template <class Expected, class Actual>
+    MHR_COLD void fail(const char* argument, Expected expected, Actual actual) {
+        using check_details::text_of;
+        if (passed())
+            why_ = std::string(function_) + ": " + argument + ": expected " + text_of(expected) +
+                   ", got " + text_of(actual);
     }
     void memory(const char* argument, const check_details::checked_memory& memory,
                 const index_t* expected, bool is_output);
@@ -199,9 +228,19 @@ class argument_checks {
     std::string why_{};
 };
 
+/// Returns what `make(checks)` returns. If one of its checks fails, an error of the function is
+/// raised instead.
+template <class Make>
+auto checked(const char* function, Make&& make) {
+    argument_checks checks(function);
+    const auto result = make(checks);
+    checks.raise();
+    return result;
+}
+
 namespace check_details {
 
-/// What comes may be -1, too: among expected extents alone that means any.
+/// An actual extent may be -1, too; -1 means "any" among the expected extents alone.
 inline std::string text_of(const index_t* numbers, std::size_t count, bool expected) {
     std::string text = "[";
     for (std::size_t axis = 0; axis < count; ++axis) {
@@ -284,23 +323,16 @@ inline void argument_checks::memory(const char* argument,
     expect(
         fits, argument,
         [&] { return "extents " + check_details::text_of(expected, memory.rank, true); }, extents);
-    expect(
-        empty || memory.data != nullptr, argument, [] { return std::string("memory"); },
-        [&] { return "a null pointer with extents " + extents(); });
+    expect(empty || memory.data != nullptr, argument, "memory",
+           [&] { return "a null pointer with extents " + extents(); });
     const std::size_t beyond = reinterpret_cast<std::uintptr_t>(memory.data) % memory.alignment;
-    expect(
-        beyond == 0, argument,
-        [&] { return "a pointer aligned to " + std::to_string(memory.alignment) + " bytes"; },
-        [&] { return "remainder " + std::to_string(beyond); });
+    expect(beyond == 0, argument, joined("a pointer aligned to ", memory.alignment, " bytes"),
+           joined("remainder ", beyond));
     if (!passed()) return; // extents below 0 have no offsets
-    expect(
-        check_details::is_addressable(memory), argument,
-        [] { return std::string("offsets that fit an index"); }, layout);
+    expect(check_details::is_addressable(memory), argument, "offsets that fit an index", layout);
     if (is_output && passed()) // strides that overflow have no nesting
-        expect(
-            check_details::is_nested(memory), argument,
-            [] { return std::string("strides that place every element at its own address"); },
-            layout);
+        expect(check_details::is_nested(memory), argument,
+               "strides that place every element at its own address", layout);
 }
 
 } // namespace MHR_ISA

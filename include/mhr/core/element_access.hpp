@@ -73,7 +73,7 @@ void write_number(element_type type, void* to, A value) noexcept {
     with_element_class(type, [&](auto zero) { access_details::write<decltype(zero)>(value, to); });
 }
 
-/// The element at the given indices, exactly.
+/// Returns the element at the given indices, exactly.
 template <class Void, std::size_t Rank, class... Index>
 double read_element(const basic_tensor_ref<Void, Rank>& tensor, Index... index) noexcept {
     return read_number<double>(tensor.type(), tensor.address_of(index...));
@@ -92,7 +92,7 @@ void write_element(double value, const tensor_ref<Rank>& tensor, Index... index)
 template <class A>
 class element_row {
   public:
-    /// `count` elements from `first` on, `stride` elements apart.
+    /// Reads `count` elements from `first` on, `stride` elements apart.
     element_row(element_type type, const void* first, index_t stride, index_t count) noexcept
         : first_(static_cast<const std::byte*>(first)), stride_(stride), type_(type) {
         if (type == element_type_of_v<A>) {
@@ -111,7 +111,7 @@ class element_row {
     element_row(const element_row&) = delete; // numbers_ may point into this
     element_row& operator=(const element_row&) = delete;
 
-    /// The number at a position.
+    /// Returns the number at a position.
     A operator[](index_t i) const noexcept {
         if (numbers_ != nullptr) return numbers_[i * stride_];
         return read_number<A>(type_, first_ + i * stride_ * static_cast<index_t>(size_of(type_)));
@@ -131,7 +131,7 @@ class element_row {
 template <class A>
 class element_row_output {
   public:
-    /// Elements from `first` on, `stride` elements apart.
+    /// Writes elements from `first` on, `stride` elements apart.
     element_row_output(element_type type, void* first, index_t stride) noexcept
         : first_(static_cast<std::byte*>(first)),
           step_(stride * static_cast<index_t>(size_of(type))), type_(type) {}
@@ -151,11 +151,11 @@ class element_row_output {
     element_type type_;
 };
 
-/// The same for dense numbers in place.
+/// Writes dense numbers of type A where they lie; it has the functions of element_row_output.
 template <class A>
 class dense_row_output {
   public:
-    /// Numbers from `first` on.
+    /// Writes numbers from `first` on.
     explicit dense_row_output(A* first) noexcept : first_(first) {}
 
     /// first[i] = value

@@ -27,7 +27,7 @@
 
 namespace mhr {
 
-/// What the elements of a tensor are.
+/// The type of a tensor's elements.
 enum class element_type : std::uint8_t {
     f32,  ///< IEEE 754 binary32
     f64,  ///< IEEE 754 binary64
@@ -35,12 +35,12 @@ enum class element_type : std::uint8_t {
     f16,  ///< IEEE 754 binary16
 };
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 [[nodiscard]] MHR_INLINE constexpr std::size_t size_of(element_type type) noexcept {
     return type == element_type::f64 ? 8 : type == element_type::f32 ? 4 : 2;
 }
 
-/// The name of a type, as messages have it.
+/// Returns the name of a type, as messages have it.
 [[nodiscard]] MHR_INLINE constexpr const char* name_of(element_type type) noexcept {
     switch (type) {
     case element_type::f32:
@@ -149,40 +149,35 @@ struct f16 {
 template <class T>
 struct unknown_element_type : std::false_type {};
 
+/// The specialisations of `element_type_of` derive from this; its `value` is the element type.
+template <element_type Type>
+using element_type_constant = std::integral_constant<element_type, Type>;
+
 /// The element type of a C++ type. A host specialises it for its own 16-bit classes, which must
 /// hold the same bits as `bf16` or `f16`:
 ///
 ///     template <>
-///     struct mhr::element_type_of<c10::Half> {
-///         static constexpr mhr::element_type value = mhr::element_type::f16;
-///     };
+///     struct mhr::element_type_of<c10::Half>
+///         : mhr::element_type_constant<mhr::element_type::f16> {};
 template <class T>
 struct element_type_of {
     static_assert(unknown_element_type<T>::value,
                   "mhr: not an element type: use float, double, mhr::bf16 or mhr::f16, or "
                   "specialise mhr::element_type_of for a class of the same bits");
 };
-/// The types that are known.
+/// The types that the library knows.
 /// @{
 template <>
-struct element_type_of<float> {
-    static constexpr element_type value = element_type::f32; ///< the type
-};
-/// A double is f64.
+struct element_type_of<float> : element_type_constant<element_type::f32> {};
+/// `double` holds f64.
 template <>
-struct element_type_of<double> {
-    static constexpr element_type value = element_type::f64; ///< the type
-};
-/// The class has its own type.
+struct element_type_of<double> : element_type_constant<element_type::f64> {};
+/// `bf16` holds bf16.
 template <>
-struct element_type_of<bf16> {
-    static constexpr element_type value = element_type::bf16; ///< the type
-};
-/// The class has its own type.
+struct element_type_of<bf16> : element_type_constant<element_type::bf16> {};
+/// `f16` holds f16.
 template <>
-struct element_type_of<f16> {
-    static constexpr element_type value = element_type::f16; ///< the type
-};
+struct element_type_of<f16> : element_type_constant<element_type::f16> {};
 /// @}
 
 /// The element type of T or const T.

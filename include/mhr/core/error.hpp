@@ -17,7 +17,7 @@ namespace mhr {
 /// `what()` reads "function: argument: expected ..., got ...".
 class error : public std::invalid_argument {
   public:
-    /// With what `what()` reads.
+    /// Makes an error with this message, which `what()` returns.
     explicit error(const std::string& message) : std::invalid_argument(message) {}
 };
 

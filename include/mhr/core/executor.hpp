@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 #include <type_traits>
-#include <utility>
 
 #include <mhr/core/tensor_view.hpp>
 
@@ -17,7 +16,7 @@ namespace mhr {
 /// different parts may run at the same time. It does not throw.
 class parallel_body {
   public:
-    /// Of a callable `void(index_t part)`, which must outlive this.
+    /// Refers to a callable `void(index_t part)`, which must outlive this.
     template <class F, std::enable_if_t<!std::is_same_v<std::decay_t<F>, parallel_body>, int> = 0>
     MHR_INLINE parallel_body(F& body) noexcept
         : object_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
@@ -90,9 +89,10 @@ struct runs_every_part<E, std::void_t<decltype(E::runs_every_part)>>
 } // namespace executor_details
 } // namespace MHR_ISA
 
-/// What entry points take: a non-owning reference to any callable `void(index_t parts,
-/// parallel_body body)` that calls `body(part)` exactly once for each part in [0, parts), on
-/// whatever threads it likes, and returns when all calls have. A host wraps its pool in a lambda:
+/// A reference to an executor, as entry points take it. It does not own the executor, which is any
+/// callable `void(index_t parts, parallel_body body)` that calls `body(part)` exactly once for each
+/// part in [0, parts), on whatever threads it likes, and returns when all calls have. A host wraps
+/// its pool in a lambda:
 ///
 ///     auto executor = [&](mhr::index_t parts, mhr::parallel_body body) {
 ///         pool.for_each(parts, [&](std::size_t part) { body(static_cast<mhr::index_t>(part)); });
@@ -103,7 +103,7 @@ class executor_ref {
     /// Refers to a serial_executor.
     MHR_INLINE executor_ref() noexcept : executor_ref(one_after_the_other) {}
 
-    /// Of an executor, which must outlive this.
+    /// Refers to an executor, which must outlive this.
     template <class E, std::enable_if_t<!std::is_same_v<std::decay_t<E>, executor_ref>, int> = 0>
     MHR_INLINE
     executor_ref(E&& executor) noexcept // NOLINT: implicit, and refers to temporaries of the call
@@ -119,8 +119,8 @@ class executor_ref {
         if (parts > 0) call_(object_, parts, parallel_body(body));
     }
 
-    /// The same for parts that take `cost` multiply-adds each, about: hands out several at a time
-    /// if a single one is not worth waking a thread for.
+    /// Runs `body(part)` for each part where one takes about `cost` multiply-adds. Several parts
+    /// are handed out together if a single one is not worth waking a thread for.
     template <class F>
     MHR_INLINE void run(index_t parts, index_t cost, F&& body) const {
         const index_t together =

@@ -22,8 +22,7 @@ namespace mhr {
 /// A default-constructed one is *absent*: as an optional argument it means "not wanted". Nothing is
 /// checked here; the entry points check their arguments once (core/argument_checks.hpp).
 template <class Void, std::size_t Rank>
-class basic_tensor_ref {
-    static_assert(Rank >= 1, "mhr: a tensor has at least one dimension");
+class basic_tensor_ref : public tensor_details::strided<basic_tensor_ref<Void, Rank>, Rank> {
     static constexpr bool is_const = std::is_const_v<Void>;
     using byte = std::conditional_t<is_const, const std::byte, std::byte>;
     template <class T>
@@ -78,82 +77,55 @@ class basic_tensor_ref {
     MHR_INLINE constexpr basic_tensor_ref(const basic_tensor_ref<V, Rank>& other) noexcept
         : basic_tensor_ref(other.axes(), other.data(), other.type()) {}
 
-    /// Address of the element whose indices are all 0.
+    /// Returns the address of the element whose indices are all 0.
     [[nodiscard]] MHR_INLINE constexpr Void* data() const noexcept { return data_; }
 
-    /// What the elements are.
-    [[nodiscard]] MHR_INLINE constexpr element_type type() const noexcept { return type_; }
-
-    /// Numbers of elements along the axes, and elements between neighbours; of all axes or of one.
-    /// @{
+    /// Returns extents and strides.
     [[nodiscard]] MHR_INLINE constexpr const tensor_axes<Rank>& axes() const noexcept {
         return axes_;
     }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
-        return axes_.extents;
-    }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& strides() const noexcept {
-        return axes_.strides;
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t extent(std::size_t axis) const noexcept {
-        return axes_.extents[axis];
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t stride(std::size_t axis) const noexcept {
-        return axes_.strides[axis];
-    }
-    /// @}
 
-    /// Number of elements.
-    [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept { return axes_.size(); }
+    /// Returns the type of the elements.
+    [[nodiscard]] MHR_INLINE constexpr element_type type() const noexcept { return type_; }
 
-    /// True for a tensor of nothing: no memory and no elements.
-    [[nodiscard]] MHR_INLINE constexpr bool absent() const noexcept {
-        return data_ == nullptr && axes_.empty();
-    }
-
-    /// True if the elements lie densely in row-major order.
-    [[nodiscard]] MHR_INLINE constexpr bool is_contiguous() const noexcept {
-        return axes_.is_contiguous();
-    }
-
-    /// The same elements as a view of T, which must be of this element type.
+    /// Returns a view of the same elements as T, which must have this element type.
     template <class T>
     [[nodiscard]] MHR_INLINE constexpr tensor_view<qualified<T>, Rank> as() const noexcept {
-        assert(absent() || type_ == element_type_of_v<T>);
+        assert(this->absent() || type_ == element_type_of_v<T>);
         return {axes_, static_cast<qualified<T>*>(data_)};
     }
 
-    /// Address of the element at the given indices, which must be inside the extents.
+    /// Returns the address of the element at the given indices, which must be inside the extents.
     template <class... Index>
     [[nodiscard]] MHR_INLINE Void* address_of(Index... index) const noexcept {
         return offset_by(axes_.offset_of(index...));
     }
 
-    /// The tensor at one index of an axis, which disappears.
+    /// Returns the tensor at one index of an axis, which disappears.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref<Void, Rank - 1>
     slice(std::size_t axis, index_t index) const noexcept {
         return {axes_.without(axis), offset_by(index * axes_.strides[axis]), type_};
     }
 
-    /// The part [first, first + count) of an axis.
+    /// Returns the part [first, first + count) of an axis.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref block(std::size_t axis, index_t first,
                                                               index_t count) const noexcept {
         return {axes_.with_extent(axis, count), offset_by(first * axes_.strides[axis]), type_};
     }
 
-    /// The same elements with two axes exchanged.
+    /// Returns the same elements with two axes exchanged.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref
     transpose(std::size_t axis0, std::size_t axis1) const noexcept {
         return {axes_.exchanged(axis0, axis1), data_, type_};
     }
 
-    /// An axis seen as `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
+    /// Cuts an axis into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref<Void, Rank + 1>
     split(std::size_t axis, index_t count) const noexcept {
         return {axes_.split(axis, count), data_, type_};
     }
 
-    /// The same elements with a new axis of extent 1 in front.
+    /// Returns the same elements with a new axis of extent 1 in front.
     [[nodiscard]] MHR_INLINE constexpr basic_tensor_ref<Void, Rank + 1>
     prepend_axis() const noexcept {
         return {axes_.prepended(), data_, type_};

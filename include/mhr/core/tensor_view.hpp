@@ -36,7 +36,7 @@ struct tensor_axes {
         return axes;
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept {
         index_t product = 1;
         for (index_t extent : extents)
@@ -61,7 +61,7 @@ struct tensor_axes {
         return true;
     }
 
-    /// Elements from the first one to the one at the given indices.
+    /// Returns the number of elements from the first one to the one at the given indices.
     template <class... Index>
     [[nodiscard]] MHR_INLINE constexpr index_t offset_of(Index... index) const noexcept {
         static_assert(sizeof...(Index) == Rank, "mhr: one index per dimension");
@@ -72,7 +72,7 @@ struct tensor_axes {
         return offset;
     }
 
-    /// All axes but one.
+    /// Returns all axes but one.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes<Rank - 1>
     without(std::size_t axis) const noexcept {
         static_assert(Rank >= 2, "mhr: a slice of a vector is an element: use operator()");
@@ -86,7 +86,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With another extent of one axis.
+    /// Returns the axes with another extent of one axis.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes with_extent(std::size_t axis,
                                                                index_t extent) const noexcept {
         tensor_axes result = *this;
@@ -94,7 +94,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With two axes exchanged.
+    /// Returns the axes with two of them exchanged.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes exchanged(std::size_t axis0,
                                                              std::size_t axis1) const noexcept {
         tensor_axes result = *this;
@@ -105,7 +105,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With an axis cut into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
+    /// Cuts an axis into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
     [[nodiscard]] MHR_INLINE constexpr tensor_axes<Rank + 1> split(std::size_t axis,
                                                                    index_t count) const noexcept {
         tensor_axes<Rank + 1> result;
@@ -122,7 +122,7 @@ struct tensor_axes {
         return result;
     }
 
-    /// With a new axis of extent 1 in front.
+    /// Returns the axes with a new one of extent 1 in front.
     [[nodiscard]] MHR_INLINE constexpr tensor_axes<Rank + 1> prepended() const noexcept {
         tensor_axes<Rank + 1> result;
         result.extents[0] = 1;
@@ -134,6 +134,56 @@ struct tensor_axes {
     }
 };
 
+namespace tensor_details {
+
+/// The questions that every kind of tensor answers from its `data()` and `axes()`.
+template <class Tensor, std::size_t Rank>
+class strided {
+    static_assert(Rank >= 1, "mhr: a tensor has at least one dimension");
+
+  public:
+    using extents_type = std::array<index_t, Rank>; ///< also the type of all strides
+
+    /// These return the numbers of elements along the axes, and the elements between neighbours, of
+    /// all axes or of one.
+    /// @{
+    [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
+        return self().axes().extents;
+    }
+    [[nodiscard]] MHR_INLINE constexpr const extents_type& strides() const noexcept {
+        return self().axes().strides;
+    }
+    [[nodiscard]] MHR_INLINE constexpr index_t extent(std::size_t axis) const noexcept {
+        return extents()[axis];
+    }
+    [[nodiscard]] MHR_INLINE constexpr index_t stride(std::size_t axis) const noexcept {
+        return strides()[axis];
+    }
+    /// @}
+
+    /// Returns the number of elements.
+    [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept {
+        return self().axes().size();
+    }
+
+    /// True if there is nothing: no memory and no elements.
+    [[nodiscard]] MHR_INLINE constexpr bool absent() const noexcept {
+        return self().data() == nullptr && self().axes().empty();
+    }
+
+    /// True if the elements lie densely in row-major order.
+    [[nodiscard]] MHR_INLINE constexpr bool is_contiguous() const noexcept {
+        return self().axes().is_contiguous();
+    }
+
+  private:
+    MHR_INLINE constexpr const Tensor& self() const noexcept {
+        return static_cast<const Tensor&>(*this);
+    }
+};
+
+} // namespace tensor_details
+
 /// A pointer, extents and element strides; neither owns nor copies, and is trivially copyable.
 /// Strides are counted in elements and may be anything for an input: padded rows, column-major,
 /// negative, or 0 (one element repeated). Outputs must not place two elements at one address.
@@ -143,9 +193,7 @@ struct tensor_axes {
 /// pair is called by its type, as in `lora_inventory<float>{d_a, {}}`.
 /// Nothing is checked here; the entry points check their arguments once (core/argument_checks.hpp).
 template <class T, std::size_t Rank>
-class tensor_view {
-    static_assert(Rank >= 1, "mhr: a view has at least one dimension");
-
+class tensor_view : public tensor_details::strided<tensor_view<T, Rank>, Rank> {
   public:
     using element_type = T;                         ///< const where elements may only be read
     using value_type = std::remove_const_t<T>;      ///< what an element holds
@@ -172,72 +220,45 @@ class tensor_view {
     MHR_INLINE constexpr tensor_view(const tensor_view<U, Rank>& other) noexcept
         : data_(other.data()), axes_(other.axes()) {}
 
-    /// Address of the element whose indices are all 0.
+    /// Returns the address of the element whose indices are all 0.
     [[nodiscard]] MHR_INLINE constexpr T* data() const noexcept { return data_; }
 
-    /// Numbers of elements along the axes, and elements between neighbours; of all axes or of one.
-    /// @{
+    /// Returns extents and strides.
     [[nodiscard]] MHR_INLINE constexpr const tensor_axes<Rank>& axes() const noexcept {
         return axes_;
     }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& extents() const noexcept {
-        return axes_.extents;
-    }
-    [[nodiscard]] MHR_INLINE constexpr const extents_type& strides() const noexcept {
-        return axes_.strides;
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t extent(std::size_t axis) const noexcept {
-        return axes_.extents[axis];
-    }
-    [[nodiscard]] MHR_INLINE constexpr index_t stride(std::size_t axis) const noexcept {
-        return axes_.strides[axis];
-    }
-    /// @}
 
-    /// Number of elements.
-    [[nodiscard]] MHR_INLINE constexpr index_t size() const noexcept { return axes_.size(); }
-
-    /// True for a view of nothing: no memory and no elements.
-    [[nodiscard]] MHR_INLINE constexpr bool absent() const noexcept {
-        return data_ == nullptr && axes_.empty();
-    }
-
-    /// True if the elements lie densely in row-major order.
-    [[nodiscard]] MHR_INLINE constexpr bool is_contiguous() const noexcept {
-        return axes_.is_contiguous();
-    }
-
-    /// The element at the given indices, which must be inside the extents.
+    /// Returns the element at the given indices, which must be inside the extents.
     template <class... Index>
     [[nodiscard]] MHR_INLINE constexpr T& operator()(Index... index) const noexcept {
         return data_[axes_.offset_of(index...)];
     }
 
-    /// The view at one index of an axis, which disappears.
+    /// Returns the view at one index of an axis, which disappears.
     [[nodiscard]] MHR_INLINE constexpr tensor_view<T, Rank - 1>
     slice(std::size_t axis, index_t index) const noexcept {
         return {axes_.without(axis), offset_by(index * axes_.strides[axis])};
     }
 
-    /// The part [first, first + count) of an axis.
+    /// Returns the part [first, first + count) of an axis.
     [[nodiscard]] MHR_INLINE constexpr tensor_view block(std::size_t axis, index_t first,
                                                          index_t count) const noexcept {
         return {axes_.with_extent(axis, count), offset_by(first * axes_.strides[axis])};
     }
 
-    /// The same elements with two axes exchanged.
+    /// Returns the same elements with two axes exchanged.
     [[nodiscard]] MHR_INLINE constexpr tensor_view transpose(std::size_t axis0,
                                                              std::size_t axis1) const noexcept {
         return {axes_.exchanged(axis0, axis1), data_};
     }
 
-    /// An axis seen as `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
+    /// Cuts an axis into `count` equal blocks: [.., n, ..] becomes [.., count, n / count, ..].
     [[nodiscard]] MHR_INLINE constexpr tensor_view<T, Rank + 1>
     split(std::size_t axis, index_t count) const noexcept {
         return {axes_.split(axis, count), data_};
     }
 
-    /// The same elements with a new axis of extent 1 in front.
+    /// Returns the same elements with a new axis of extent 1 in front.
     [[nodiscard]] MHR_INLINE constexpr tensor_view<T, Rank + 1> prepend_axis() const noexcept {
         return {axes_.prepended(), data_};
     }
@@ -252,7 +273,7 @@ class tensor_view {
     tensor_axes<Rank> axes_{};
 };
 
-/// The same view with constant elements: what a kernel takes an input as.
+/// Returns the view with constant elements, as a kernel takes an input.
 template <class T, std::size_t Rank>
 MHR_INLINE constexpr tensor_view<const T, Rank>
 as_const(const tensor_view<T, Rank>& view) noexcept {

@@ -21,31 +21,31 @@ inline constexpr std::size_t workspace_alignment = 64;
 /// null pointers and counts, so that the same code lays memory out and tells how much it needs.
 class workspace {
   public:
-    /// Counts only.
+    /// Has no memory and counts only.
     workspace() noexcept = default;
 
     /// Cuts up `bytes` bytes at `memory`, of any alignment.
     MHR_INLINE workspace(void* memory, std::size_t bytes) noexcept
         : memory_(static_cast<std::byte*>(memory)), capacity_(bytes) {}
 
-    /// A contiguous row-major view of uninitialised elements. There must be room: the entry points
-    /// check with `require_workspace` beforehand.
+    /// Takes a contiguous row-major view of uninitialised elements. There must be room: the entry
+    /// points check with `argument_checks::workspace_size` beforehand.
     template <class T, std::size_t Rank>
     [[nodiscard]] MHR_INLINE tensor_view<T, Rank>
     take(const std::array<index_t, Rank>& extents) noexcept {
         return {static_cast<T*>(take_bytes(extents.data(), Rank, sizeof(T))), extents};
     }
 
-    /// The same, of an element type.
+    /// Takes elements of an element type.
     template <std::size_t Rank>
     [[nodiscard]] MHR_INLINE tensor_ref<Rank>
     take(element_type type, const std::array<index_t, Rank>& extents) noexcept {
         return {take_bytes(extents.data(), Rank, size_of(type)), type, extents};
     }
 
-    /// The same with rows (of the last dimension) that begin at multiples of the alignment, and of
-    /// which a kernel can keep many side by side in a cache: rows that are multiples of 2 KiB apart
-    /// would share its sets.
+    /// Takes a tensor whose rows (of the last dimension) begin at multiples of the alignment, and
+    /// are never a multiple of 2 KiB apart: such rows would share the sets of a cache, so that a
+    /// kernel could not keep many of them side by side.
     /// @{
     template <class T, std::size_t Rank>
     [[nodiscard]] MHR_INLINE tensor_view<T, Rank>
@@ -61,10 +61,10 @@ class workspace {
     }
     /// @}
 
-    /// Bytes taken so far, padding included (the largest number if that overflowed).
+    /// Returns the bytes taken so far, padding included (the largest number if that overflowed).
     [[nodiscard]] MHR_INLINE std::size_t used() const noexcept { return used_; }
 
-    /// Bytes of the memory that are not taken yet.
+    /// Returns the bytes of the memory that are not taken yet.
     [[nodiscard]] MHR_INLINE std::size_t available() const noexcept { return capacity_ - used_; }
 
   private:
@@ -88,7 +88,7 @@ class workspace {
         return start - reinterpret_cast<std::uintptr_t>(start) % workspace_alignment;
     }
 
-    /// The extents with longer rows.
+    /// Returns the extents with longer rows.
     template <std::size_t Rank>
     MHR_INLINE static std::array<index_t, Rank> padded(std::array<index_t, Rank> extents,
                                                        std::size_t element_size) noexcept {
@@ -111,10 +111,10 @@ class workspace {
 /// kernel.
 class owned_workspace {
   public:
-    /// Of nothing, until `reserve`.
+    /// Has no memory until `reserve` is called.
     owned_workspace() = default;
 
-    /// Of `bytes` bytes.
+    /// Allocates `bytes` bytes.
     MHR_INLINE explicit owned_workspace(std::size_t bytes) : memory_(bytes) {}
 
     /// Makes room for `bytes`; what was taken before becomes invalid.
@@ -122,10 +122,10 @@ class owned_workspace {
         if (bytes > memory_.size()) memory_.resize(bytes);
     }
 
-    /// Bytes of the memory.
+    /// Returns the bytes of the memory.
     [[nodiscard]] MHR_INLINE std::size_t size() const noexcept { return memory_.size(); }
 
-    /// A fresh workspace over the whole memory.
+    /// Returns a fresh workspace over the whole memory.
     MHR_INLINE operator workspace() noexcept {
         return {memory_.data(), memory_.size()};
     } // NOLINT: implicit

@@ -53,10 +53,10 @@ bool holds(const DLTensor& tensor) noexcept;
 /// A tensor that somebody else keeps alive, as in `const_ref_of<2>(x, "x")`. `argument` is what
 /// messages call it.
 ///
-/// Of a tensor with more axes than `Rank`, the leading ones become one: [sequences, rows, features]
-/// is as rank 2 [sequences rows, features]. Of one with fewer, extents of 1 come first. Strides may
-/// be anything, also null (row-major). A tensor without elements may have null memory, and then is
-/// absent.
+/// If a tensor has more axes than `Rank`, the leading ones become one: [sequences, rows, features]
+/// is seen as [sequences rows, features] at rank 2. If it has fewer, extents of 1 come first.
+/// Strides may be anything, also null (row-major). A tensor without elements may have null memory,
+/// and then is absent.
 ///
 /// These are refused: memory that is not the CPU's; elements that are not float32, float64,
 /// float16 or bfloat16; less than 1 or more than 64 axes; no shape; extents below 0; leading axes
@@ -65,28 +65,28 @@ bool holds(const DLTensor& tensor) noexcept;
 /// @{
 template <std::size_t Rank>
 const_tensor_ref<Rank> const_ref_of(const DLTensor& tensor, const char* argument = "tensor");
-/// This one may be written to.
+/// Returns a tensor that may be written.
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const DLTensor& tensor, const char* argument = "tensor");
 /// @}
 
-/// The same of integers, such as task ids, of which the compiler knows the type: T is that of
-/// `holds`, const or not. Other types are refused as well.
+/// Returns a view of integers, such as task ids. T is the type that `holds` was asked for, const or
+/// not; elements of another type are refused as well.
 template <class T, std::size_t Rank>
 tensor_view<T, Rank> view_of(const DLTensor& tensor, const char* argument = "tensor");
 
-/// The same of a managed tensor, which has to outlive the result. These are refused as well:
+/// Does the same for a managed tensor, which has to outlive the result. These are refused as well:
 /// another major version of the structure than 1 (of which nothing else is read); a tensor that is
 /// read-only, where elements may be written.
 /// @{
 template <std::size_t Rank, class Managed>
 std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, const_tensor_ref<Rank>>
 const_ref_of(const Managed& managed, const char* argument = "tensor");
-/// This one may be written to.
+/// Returns a tensor that may be written.
 template <std::size_t Rank, class Managed>
 std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, tensor_ref<Rank>>
 ref_of(const Managed& managed, const char* argument = "tensor");
-/// This one is of integers.
+/// Does so for integers.
 template <class T, std::size_t Rank, class Managed>
 std::enable_if_t<std::is_same_v<decltype(Managed::dl_tensor), DLTensor>, tensor_view<T, Rank>>
 view_of(const Managed& managed, const char* argument = "tensor");
@@ -104,14 +104,14 @@ view_of(const Managed& managed, const char* argument = "tensor");
 /// @{
 template <class Managed = DLManagedTensor, class Void, std::size_t Rank, class Owner>
 owned<Managed> managed_of(const basic_tensor_ref<Void, Rank>& tensor, Owner owner);
-/// This one is of integers.
+/// Does so for integers.
 template <class Managed = DLManagedTensor, class T, std::size_t Rank, class Owner>
 owned<Managed> managed_of(const tensor_view<T, Rank>& numbers, Owner owner);
 /// @}
 
 namespace dlpack_details {
 
-/// Of the first versioned release; the structures may change with the next number.
+/// The version of the first versioned release; the structures may change with the next number.
 inline constexpr std::uint32_t major_version = 1;
 inline constexpr std::uint64_t read_only = 1;
 
@@ -150,7 +150,8 @@ inline std::string text_of(const DLDataType& type) {
     return type.lanes == 1 ? text : text + " in lanes of " + std::to_string(type.lanes);
 }
 
-/// As a number: the enumeration of a tensor made elsewhere may hold what ours has no name for.
+/// Returns the device type as a number: a tensor made elsewhere may hold a value that our
+/// enumeration has no name for.
 inline std::int32_t device_of(const DLTensor& tensor) noexcept {
     static_assert(sizeof tensor.device.device_type == sizeof(std::int32_t));
     std::int32_t device;
@@ -159,10 +160,8 @@ inline std::int32_t device_of(const DLTensor& tensor) noexcept {
 }
 
 inline void check_device(argument_checks& checks, const char* argument, const DLTensor& tensor) {
-    checks.expect(
-        device_of(tensor) == kDLCPU, argument,
-        [] { return std::string("memory of the CPU (device type 1)"); },
-        [&] { return "device type " + std::to_string(device_of(tensor)); });
+    checks.expect(device_of(tensor) == kDLCPU, argument, "memory of the CPU (device type 1)",
+                  joined("device type ", device_of(tensor)));
 }
 
 /// The element type of a tensor, if it is one of ours.
@@ -171,10 +170,8 @@ inline element_type checked_type(argument_checks& checks, const char* argument,
     for (element_type type :
          {element_type::f32, element_type::f64, element_type::f16, element_type::bf16})
         if (same(tensor.dtype, type_of(type))) return type;
-    checks.expect(
-        false, argument,
-        [] { return std::string("elements float32, float64, float16 or bfloat16"); },
-        [&] { return text_of(tensor.dtype); });
+    checks.expect(false, argument, "elements float32, float64, float16 or bfloat16",
+                  [&] { return text_of(tensor.dtype); });
     return {};
 }
 
@@ -182,13 +179,9 @@ inline element_type checked_type(argument_checks& checks, const char* argument,
 template <std::size_t Rank>
 tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
                                const DLTensor& tensor) {
-    checks.expect(
-        tensor.ndim >= 1 && tensor.ndim <= most_axes, argument,
-        [] { return "1 to " + std::to_string(most_axes) + " dimensions"; },
-        [&] { return std::to_string(tensor.ndim); });
-    checks.expect(
-        tensor.shape != nullptr, argument, [] { return std::string("a shape"); },
-        [] { return std::string("null"); });
+    checks.expect(tensor.ndim >= 1 && tensor.ndim <= most_axes, argument,
+                  joined("1 to ", most_axes, " dimensions"), tensor.ndim);
+    checks.expect(tensor.shape != nullptr, argument, "a shape", "null");
     if (!checks.passed()) return {};
 
     const auto count = static_cast<std::size_t>(tensor.ndim);
@@ -197,10 +190,8 @@ tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
     const auto copy = [&](const std::int64_t* from, std::array<index_t, most_axes>& to) {
         for (std::size_t axis = 0; axis < count; ++axis) {
             to[axis] = static_cast<index_t>(from[axis]);
-            checks.expect(
-                to[axis] == from[axis], argument,
-                [] { return std::string("numbers that fit an index"); },
-                [&] { return std::to_string(from[axis]); });
+            checks.expect(to[axis] == from[axis], argument, "numbers that fit an index",
+                          from[axis]);
         }
     };
     copy(tensor.shape, extents);
@@ -219,14 +210,12 @@ tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
         [&](std::size_t axis) { return strides[axis]; });
 }
 
-/// The address of the first element.
+/// Returns the address of the first element.
 inline void* checked_memory_of(argument_checks& checks, const char* argument,
                                const DLTensor& tensor) {
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
-    checks.expect(
-        tensor.byte_offset <= (std::numeric_limits<std::uintptr_t>::max)() - address, argument,
-        [] { return std::string("a byte_offset within memory"); },
-        [&] { return std::to_string(tensor.byte_offset); });
+    checks.expect(tensor.byte_offset <= (std::numeric_limits<std::uintptr_t>::max)() - address,
+                  argument, "a byte_offset within memory", tensor.byte_offset);
     if (tensor.data == nullptr || !checks.passed()) return nullptr;
     return reinterpret_cast<void*>(address + static_cast<std::uintptr_t>(tensor.byte_offset));
 }
@@ -236,14 +225,10 @@ void check_managed(const char* function, const char* argument, const Managed& ma
                    bool writes) {
     argument_checks checks(function);
     if constexpr (is_versioned<Managed>) {
-        checks.expect(
-            managed.version.major == major_version, argument,
-            [] { return "version " + std::to_string(major_version) + " of DLPack"; },
-            [&] { return std::to_string(managed.version.major); });
-        checks.expect(
-            !writes || (managed.flags & read_only) == 0, argument,
-            [] { return std::string("memory to write to"); },
-            [] { return std::string("a read-only tensor"); });
+        checks.expect(managed.version.major == major_version, argument,
+                      joined("version ", major_version, " of DLPack"), managed.version.major);
+        checks.expect(!writes || (managed.flags & read_only) == 0, argument, "memory to write to",
+                      "a read-only tensor");
     }
     (void)argument;
     (void)managed;
@@ -263,7 +248,7 @@ tensor_ref<Rank> checked_ref(const char* function, const char* argument, const D
     return ref;
 }
 
-/// What a managed tensor of ours points to.
+/// The memory that a managed tensor of ours points to.
 template <class Managed, std::size_t Rank, class Owner>
 struct exported {
     Managed managed{};

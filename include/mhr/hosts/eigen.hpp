@@ -17,14 +17,10 @@ namespace mhr {
 /// Eigen's 16-bit classes hold the bits of ours.
 /// @{
 template <>
-struct element_type_of<Eigen::half> {
-    static constexpr element_type value = element_type::f16; ///< the type
-};
-/// This one holds bf16.
+struct element_type_of<Eigen::half> : element_type_constant<element_type::f16> {};
+/// Eigen::bfloat16 holds bf16.
 template <>
-struct element_type_of<Eigen::bfloat16> {
-    static constexpr element_type value = element_type::bf16; ///< the type
-};
+struct element_type_of<Eigen::bfloat16> : element_type_constant<element_type::bf16> {};
 /// @}
 
 namespace eigen {
@@ -32,8 +28,8 @@ inline namespace MHR_ISA {
 
 namespace eigen_details {
 
-/// What Eigen knows an object as: a part of a vector as a block, a class of a host's that is
-/// derived from a matrix as that matrix.
+/// The class by which Eigen knows an object: a part of a vector is a block, and a host's class that
+/// is derived from a matrix is that matrix.
 template <class Derived>
 Derived eigen_class(const Eigen::DenseBase<Derived>&);
 template <class M>

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cstddef>
-#include <string>
 #include <type_traits>
 
 #if __has_include(<mdspan>)
@@ -94,7 +93,8 @@ bool fits_layout_stride(const tensor_view<T, Rank>& view) noexcept {
 
 } // namespace mdspan_details
 
-/// The mdspan of a view. A `tensor_ref` tells its type first: `span_of(hidden.as<float>())`.
+/// Returns the mdspan of a view. A `tensor_ref` tells its type first:
+/// `span_of(hidden.as<float>())`.
 ///
 /// These are refused: a view without memory or of extents below 0; strides that
 /// `std::layout_stride` cannot have, which are those of 0, negative ones, and those that
@@ -106,18 +106,10 @@ span_of(const tensor_view<T, Rank>& view) {
     checks.numbers("view", view, argument_checks::any_extents<Rank>());
     checks.raise();
     const auto strides = mdspan_details::positive_strides(view.axes());
-    checks.expect(
-        mdspan_details::fits_layout_stride(
-            tensor_view<T, Rank>(view.data(), view.extents(), strides)),
-        "view",
-        [] {
-            return std::string("positive strides, each at least the next smaller one times its "
-                               "extent");
-        },
-        [&] {
-            return "strides " + check_details::text_of(view.strides().data(), Rank) +
-                   " with extents " + check_details::text_of(view.extents().data(), Rank);
-        });
+    checks.expect(mdspan_details::fits_layout_stride(
+                      tensor_view<T, Rank>(view.data(), view.extents(), strides)),
+                  "view", "positive strides, each at least the next smaller one times its extent",
+                  joined("strides ", view.strides(), " with extents ", view.extents()));
     checks.raise();
     return {view.data(),
             std::layout_stride::mapping<std::dextents<index_t, Rank>>(view.extents(), strides)};

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <string>
 #include <vector>
 
 #include <mhr/core/argument_checks.hpp>
@@ -16,7 +14,7 @@ namespace mhr {
 inline namespace MHR_ISA {
 namespace host_details {
 
-/// What `merge_leading_axes` makes of a tensor.
+/// The result of `merge_leading_axes`.
 template <std::size_t Rank>
 struct merged_axes {
     tensor_axes<Rank> axes{};   ///< of the result
@@ -37,7 +35,7 @@ merged_axes<Rank> merge_leading_axes(std::size_t count, Extent&& extent_of, Stri
     auto& [extents, strides] = merged.axes;
     extents.fill(1);
     for (std::size_t axis = count; axis-- > 0;) {
-        // Counted from the last: axes beyond the result's fall to its first.
+        // Axes are counted from the last, so that those beyond the result's fall to its first.
         const std::size_t from_last = count - 1 - axis;
         const std::size_t to = from_last < Rank ? Rank - 1 - from_last : 0;
         const index_t extent = extent_of(axis);
@@ -52,8 +50,8 @@ merged_axes<Rank> merge_leading_axes(std::size_t count, Extent&& extent_of, Stri
     return merged;
 }
 
-/// The same where somebody else made the tensor. These fail: negative extents; axes that are to
-/// become one and are not evenly spaced. The result is of use if `checks` passed.
+/// Does the same for a tensor that somebody else made. These fail: negative extents; axes that are
+/// to become one and are not evenly spaced. The result is of use if `checks` passed.
 template <std::size_t Rank, class Extent, class Stride>
 tensor_axes<Rank> merge_leading_axes(argument_checks& checks, const char* argument,
                                      std::size_t count, Extent&& extent_of, Stride&& stride_of) {
@@ -64,15 +62,14 @@ tensor_axes<Rank> merge_leading_axes(argument_checks& checks, const char* argume
         return check_details::text_of(numbers.data(), count);
     };
     for (std::size_t axis = 0; axis < count; ++axis)
-        checks.expect(
-            extent_of(axis) >= 0, argument, [] { return std::string("extents of 0 or more"); },
-            [&] { return text(extent_of); });
+        checks.expect(extent_of(axis) >= 0, argument, "extents of 0 or more",
+                      [&] { return text(extent_of); });
     if (!checks.passed()) return {};
     const auto merged = host_details::merge_leading_axes<Rank>(count, extent_of, stride_of);
-    checks.expect(
-        merged.evenly_spaced, argument,
-        [] { return "elements spaced evenly, to be seen as " + std::to_string(Rank) + " axes"; },
-        [&] { return "strides " + text(stride_of) + " with extents " + text(extent_of); });
+    checks.expect(merged.evenly_spaced, argument,
+                  joined("elements spaced evenly, to be seen as ", Rank, " axes"), [&] {
+                      return "strides " + text(stride_of) + " with extents " + text(extent_of);
+                  });
     return merged.axes;
 }
 

@@ -50,7 +50,7 @@ void sum_over_ranks(MPI_Comm comm, const tensor_ref<2>& values);
 /// the sum of what all give. The communicator must outlive it. MPI_COMM_NULL is refused.
 class rank_sum {
   public:
-    /// Of these ranks.
+    /// Sums over these ranks.
     MHR_INLINE explicit rank_sum(MPI_Comm comm) : comm_(comm) {
         mpi_details::check_communicator("mpi::rank_sum", comm);
     }
@@ -69,8 +69,8 @@ inline namespace MHR_ISA {
 /// values = the sum of the values of all ranks, in place: dense, of f32 or f64 and as many on every
 /// rank. (Sums of 16-bit values belong into a wider type.)
 ///
-/// Which sums are made in which order is up to MPI: for the same number of ranks it is the same
-/// every time with the usual algorithms (no rank's bits differ from another's, either).
+/// MPI chooses the order of the sums. With the usual algorithms it is the same every time for the
+/// same number of ranks, and all ranks get the same bits.
 ///
 /// These are refused: no communicator; elements that are not dense, or not of f32 or f64; and what
 /// MPI refuses. The cost is up to MPI, too.
@@ -94,9 +94,7 @@ inline void check_success(argument_checks& checks, const char* call, int code) {
 }
 
 inline void check_communicator(argument_checks& checks, MPI_Comm comm) {
-    checks.expect(
-        comm != MPI_COMM_NULL, "comm", [] { return std::string("a communicator"); },
-        [] { return std::string("MPI_COMM_NULL"); });
+    checks.expect(comm != MPI_COMM_NULL, "comm", "a communicator", "MPI_COMM_NULL");
 }
 inline void check_communicator(const char* function, MPI_Comm comm) {
     argument_checks checks(function);
@@ -123,9 +121,8 @@ void check_and_sum(const char* function, MPI_Comm comm, const tensor_ref<Rank>& 
     check_communicator(checks, comm);
     checks.output("values", values, argument_checks::any_extents<Rank>());
     checks.sums_type("values", values.type());
-    checks.expect(
-        values.is_contiguous(), "values", [] { return std::string("dense elements"); },
-        [&] { return "strides " + check_details::text_of(values.strides().data(), Rank); });
+    checks.expect(values.is_contiguous(), "values", "dense elements",
+                  joined("strides ", values.strides()));
     checks.raise();
     sum_elements(checks, comm, {values.data(), values.type(), {values.size()}},
                  (std::numeric_limits<int>::max)());

@@ -44,8 +44,8 @@ inline std::string why_not(const batch& rows, const ia3& layer, const const_tens
 /// they are, those of no task not touched. Otherwise y must not overlap x. The backward to scales
 /// wants x as it was.
 ///
-/// One phase. These are refused: shapes that do not fit; a y two of whose elements overlap. The
-/// cost is rows features multiplications; x is read and y written once.
+/// It has one phase. These are refused: shapes that do not fit; a y two of whose elements overlap.
+/// The cost is rows features multiplications; x is read and y written once.
 inline void ia3_forward(const batch& rows, const ia3& layer, const const_tensor_ref<2>& x,
                         const tensor_ref<2>& y);
 
@@ -59,8 +59,8 @@ inline void ia3_forward(const batch& rows, const ia3& layer, const const_tensor_
 /// scales (dividing y by the scales fails where one is 0); without that gradient x is not read, and
 /// may be y.
 ///
-/// One phase. These are refused: shapes that do not fit; a gradient two of whose elements overlap.
-/// The cost is rows features multiply-adds for each gradient.
+/// It has one phase. These are refused: shapes that do not fit; a gradient two of whose elements
+/// overlap. The cost is rows features multiply-adds for each gradient.
 inline void ia3_backward(const batch& rows, const ia3& layer, const const_tensor_ref<2>& x,
                          const const_tensor_ref<2>& d_y, const ia3_gradients& gradients);
 

@@ -25,7 +25,7 @@ struct routed_ia3 {
     const_tensor_ref<3> weights;   ///< [entries, heads, modules], from a router
 };
 
-/// What a forward keeps for its backward. Its type, f32 or f64, is the type of all sums.
+/// The state that a forward leaves for its backward. Its type, f32 or f64, is the type of all sums.
 struct routed_ia3_state {
     tensor_ref<2> scales; ///< [entries, features], mixed
 };
@@ -69,8 +69,8 @@ inline std::size_t routed_ia3_state_size(const batch& rows, const routed_ia3& la
 /// weights [entries, heads, modules]; inventory [heads, modules, features / heads]; scales
 /// [entries, features], overwritten.
 ///
-/// One phase. These are refused: shapes that do not fit; scales two of whose elements overlap. The
-/// cost is entries modules features multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; scales two of whose elements
+/// overlap. The cost is entries modules features multiply-adds.
 inline void mix_ia3_forward(executor_ref executor, const const_tensor_ref<3>& weights,
                             const const_tensor_ref<3>& inventory, const tensor_ref<2>& scales);
 
@@ -78,8 +78,8 @@ inline void mix_ia3_forward(executor_ref executor, const const_tensor_ref<3>& we
 ///
 /// d_scales [entries, features].
 ///
-/// One phase. These are refused: shapes that do not fit; a gradient two of whose elements overlap.
-/// The cost is entries modules features multiply-adds for each gradient.
+/// It has one phase. These are refused: shapes that do not fit; a gradient two of whose elements
+/// overlap. The cost is entries modules features multiply-adds for each gradient.
 inline void mix_ia3_backward(executor_ref executor, const const_tensor_ref<3>& weights,
                              const const_tensor_ref<3>& inventory,
                              const const_tensor_ref<2>& d_scales,
@@ -90,15 +90,15 @@ inline void mix_ia3_backward(executor_ref executor, const const_tensor_ref<3>& w
 ///
 /// inventory [heads, modules, features / heads]; average [features], overwritten.
 ///
-/// One phase. These are refused: shapes that do not fit; an average two of whose elements overlap.
-/// The cost is modules features multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; an average two of whose elements
+/// overlap. The cost is modules features multiply-adds.
 inline void average_ia3_forward(executor_ref executor, const const_tensor_ref<3>& inventory,
                                 const tensor_ref<1>& average);
 
 /// The backward of average_ia3_forward: each module's gradient gets 1 / modules of the average's.
 /// d_average [features]; d_inventory [heads, modules, features / heads] accumulates.
 ///
-/// One phase. These are refused: shapes that do not fit; a d_inventory two of whose elements
+/// It has one phase. These are refused: shapes that do not fit; a d_inventory two of whose elements
 /// overlap. The cost is modules features multiply-adds.
 inline void average_ia3_backward(executor_ref executor, const const_tensor_ref<1>& d_average,
                                  const tensor_ref<3>& d_inventory);
@@ -152,9 +152,7 @@ namespace ia3_details {
 template <class Void>
 void check_heads(argument_checks& checks, const char* argument,
                  const basic_tensor_ref<Void, 3>& inventory) {
-    checks.expect(
-        inventory.extent(0) >= 1, argument, [] { return std::string("at least one head"); },
-        [] { return std::string("none"); });
+    checks.expect(inventory.extent(0) >= 1, argument, "at least one head", "none");
 }
 
 inline void check_inventory(argument_checks& checks, const char* argument,
@@ -168,8 +166,8 @@ index_t features_of(const basic_tensor_ref<Void, 3>& inventory) noexcept {
     return inventory.extent(0) * inventory.extent(2);
 }
 
-/// As mixing sees them, with matrices of one row: the inventory as [heads, modules, 1,
-/// features / heads], and scales [entries, features] as [entries, heads, 1, features / heads].
+/// Mixing sees matrices of one row: the inventory is [heads, modules, 1, features / heads] to it,
+/// and scales [entries, features] are [entries, heads, 1, features / heads].
 /// @{
 template <class Void>
 basic_tensor_ref<Void, 4> rows_of_inventory(const basic_tensor_ref<Void, 3>& inventory) noexcept {

@@ -1,8 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
@@ -36,12 +34,12 @@ struct const_stacked_lora_matrices {
     const_tensor_ref<3> b{}; ///< [entries, rank, out_features]
 };
 
-/// The same where they are written.
+/// A stack of matrices that may be written.
 struct stacked_lora_matrices {
     tensor_ref<3> a{}; ///< [entries, in_features, rank]
     tensor_ref<3> b{}; ///< [entries, rank, out_features]
 
-    /// What may be written may be read.
+    /// Converts to matrices that are only read.
     MHR_INLINE operator const_stacked_lora_matrices() const noexcept { // NOLINT: implicit
         return {a, b};
     }
@@ -70,10 +68,10 @@ class lora_list {
                          double scale) noexcept
         : form_(form::stacked), a_(a), b_(b), scale_(scale), count_(a.extent(0)) {}
 
-    /// Number of adapters.
+    /// Returns the number of adapters.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return count_; }
 
-    /// One of the adapters.
+    /// Returns one of the adapters.
     [[nodiscard]] MHR_INLINE lora operator[](index_t adapter) const noexcept {
         switch (form_) {
         case form::single:
@@ -86,21 +84,21 @@ class lora_list {
         return {a_.slice(0, adapter), b_.slice(0, adapter), scale_};
     }
 
-    /// The number of the adapter that an entry uses.
+    /// Returns the number of the adapter that an entry uses.
     [[nodiscard]] MHR_INLINE index_t adapter_of(index_t entry) const noexcept {
         return form_ == form::single                 ? 0
                : adapter_of_entry_.data() == nullptr ? entry
                                                      : adapter_of_entry_(entry);
     }
 
-    /// The numbers of the adapters of all entries, or absent.
+    /// Returns the numbers of the adapters of all entries, or an absent view.
     [[nodiscard]] MHR_INLINE tensor_view<const index_t, 1> adapter_of_entry() const noexcept {
         return adapter_of_entry_;
     }
 
-    /// The a of all entries, where they are stacked; else absent.
+    /// Returns the a of all entries where they are stacked, else an absent tensor.
     [[nodiscard]] MHR_INLINE const const_tensor_ref<3>& stacked_a() const noexcept { return a_; }
-    /// The b of all entries.
+    /// Returns the b of all entries.
     [[nodiscard]] MHR_INLINE const const_tensor_ref<3>& stacked_b() const noexcept { return b_; }
 
     /// True if entry g uses the matrices g of two stacks.
@@ -128,7 +126,7 @@ class lora_list_gradients {
     /// No gradient is wanted.
     MHR_INLINE lora_list_gradients() noexcept = default;
 
-    /// Gradients of a single adapter.
+    /// Holds the gradients of a single adapter.
     MHR_INLINE lora_list_gradients(const lora_matrices& gradients) noexcept // NOLINT: implicit
         : single_(gradients), count_(1) {}
 
@@ -141,15 +139,15 @@ class lora_list_gradients {
         : stacked_(gradients),
           count_(gradients.a.absent() ? gradients.b.extent(0) : gradients.a.extent(0)) {}
 
-    /// Number of gradients.
+    /// Returns the number of gradients.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return count_; }
 
-    /// The gradients of all adapters, where they are stacked; else absent.
+    /// Returns the gradients of all adapters where they are stacked, else absent ones.
     [[nodiscard]] MHR_INLINE const stacked_lora_matrices& stacked() const noexcept {
         return stacked_;
     }
 
-    /// The gradient of one adapter; absent if none is wanted.
+    /// Returns the gradient of one adapter, which is absent if it is not wanted.
     [[nodiscard]] MHR_INLINE lora_matrices operator[](index_t adapter) const noexcept {
         if (gradients_ != nullptr) return gradients_[adapter];
         if (stacked_.a.absent() && stacked_.b.absent()) return single_;
@@ -191,21 +189,17 @@ inline index_t check_adapters(argument_checks& checks, const batch_plan& plan,
     if (!map.absent()) {
         checks.numbers("adapters.adapter_of_entry", map, {entries});
         for (index_t entry = 0; checks.passed() && entry < entries; ++entry)
-            checks.expect(
-                map(entry) >= 0 && map(entry) < adapters.size(), "adapters.adapter_of_entry",
-                [&] { return "numbers from 0 to " + std::to_string(adapters.size() - 1); },
-                [&] {
-                    return std::to_string(map(entry)) + " at position " + std::to_string(entry);
-                });
+            checks.expect(map(entry) >= 0 && map(entry) < adapters.size(),
+                          "adapters.adapter_of_entry",
+                          joined("numbers from 0 to ", adapters.size() - 1),
+                          joined(map(entry), " at position ", entry));
     } else if (!adapters.is_single()) {
         checks.expect(
             adapters.size() == entries, "adapters",
-            [&] {
-                return std::to_string(entries) +
-                       " adapters, one for each entry of the plan (or numbers of those that the "
-                       "entries use)";
-            },
-            [&] { return std::to_string(adapters.size()); });
+            joined(entries,
+                   " adapters, one for each entry of the plan (or numbers of those that the "
+                   "entries use)"),
+            adapters.size());
     }
     const index_t used = adapters.is_single() ? 1 : entries;
     index_t out_features = any_extent;

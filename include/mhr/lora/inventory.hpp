@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string>
-
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
 #include <mhr/core/tensor_ref.hpp>
@@ -21,13 +19,13 @@ struct lora_inventory {
     const_tensor_ref<4> b; ///< [heads, modules, rank, out_features / heads]
 };
 
-/// The same where it is written: by an initialisation, or as the gradients of an inventory, of
-/// which either may be absent.
+/// An inventory that is written, by an initialisation or as the gradients of an inventory. Either
+/// gradient may be absent.
 struct lora_inventory_matrices {
     tensor_ref<4> a{}; ///< [heads, modules, in_features / heads, rank]
     tensor_ref<4> b{}; ///< [heads, modules, rank, out_features / heads]
 
-    /// What may be written may be read.
+    /// Converts to an inventory that is only read.
     MHR_INLINE operator lora_inventory() const noexcept { return {a, b}; } // NOLINT: implicit
 };
 
@@ -54,8 +52,8 @@ inline lora_shape shape_of(const lora_inventory& inventory) noexcept {
 /// weights [entries, heads, modules]; mixed.a [entries, in_features, rank] and mixed.b
 /// [entries, rank, out_features], overwritten.
 ///
-/// One phase. These are refused: shapes that do not fit; a mixed.a or mixed.b two of whose elements
-/// overlap. The cost is entries modules rank (in + out) multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; a mixed.a or mixed.b two of whose
+/// elements overlap. The cost is entries modules rank (in + out) multiply-adds.
 inline void mix_lora_forward(executor_ref executor, const const_tensor_ref<3>& weights,
                              const lora_inventory& inventory, const stacked_lora_matrices& mixed);
 
@@ -72,9 +70,9 @@ struct mix_lora_gradients {
 /// d_a [entries, in_features, rank] and d_b [entries, rank, out_features] are the gradients of the
 /// mixed adapters.
 ///
-/// One phase. These are refused: shapes that do not fit; a gradient two of whose elements overlap.
-/// The cost is entries modules rank (in + out) multiply-adds for each of the inventory and the
-/// weights.
+/// It has one phase. These are refused: shapes that do not fit; a gradient two of whose elements
+/// overlap. The cost is entries modules rank (in + out) multiply-adds for each of the inventory and
+/// the weights.
 inline void mix_lora_backward(executor_ref executor, const const_tensor_ref<3>& weights,
                               const lora_inventory& inventory, const const_tensor_ref<3>& d_a,
                               const const_tensor_ref<3>& d_b, const mix_lora_gradients& gradients);
@@ -85,8 +83,8 @@ inline void mix_lora_backward(executor_ref executor, const const_tensor_ref<3>& 
 /// average.a [in_features, rank], average.b [rank, out_features], overwritten, rounded once to
 /// their type.
 ///
-/// One phase. These are refused: shapes that do not fit; an average.a or average.b two of whose
-/// elements overlap. The cost is modules rank (in + out) multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; an average.a or average.b two of
+/// whose elements overlap. The cost is modules rank (in + out) multiply-adds.
 inline void average_lora_forward(executor_ref executor, const lora_inventory& inventory,
                                  const lora_matrices& average);
 
@@ -96,8 +94,8 @@ inline void average_lora_forward(executor_ref executor, const lora_inventory& in
 /// d_inventory accumulates. Of its two, one that is absent is not computed, and what belongs to it,
 /// d_a or d_b, is not looked at.
 ///
-/// One phase. These are refused: shapes that do not fit; a gradient two of whose elements overlap.
-/// The cost is modules rank (in + out) multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; a gradient two of whose elements
+/// overlap. The cost is modules rank (in + out) multiply-adds.
 inline void average_lora_backward(executor_ref executor, const const_tensor_ref<2>& d_a,
                                   const const_tensor_ref<2>& d_b,
                                   const lora_inventory_matrices& d_inventory);
@@ -106,9 +104,7 @@ namespace lora_details {
 
 inline void check_inventory(argument_checks& checks, const lora_inventory& inventory) {
     checks.input("inventory.a", inventory.a);
-    checks.expect(
-        inventory.a.extent(0) >= 1, "inventory.a", [] { return std::string("at least one head"); },
-        [] { return std::string("none"); });
+    checks.expect(inventory.a.extent(0) >= 1, "inventory.a", "at least one head", "none");
     checks.input("inventory.b", inventory.b,
                  {inventory.a.extent(0), inventory.a.extent(1), inventory.a.extent(3), any_extent});
 }
@@ -197,9 +193,7 @@ inline void average_lora_backward(executor_ref executor, const const_tensor_ref<
     argument_checks checks("average_lora_backward");
     const auto& [a, b] = d_inventory;
     const auto heads = [&](const char* argument, const tensor_ref<4>& gradient) {
-        checks.expect(
-            gradient.extent(0) >= 1, argument, [] { return std::string("at least one head"); },
-            [] { return std::string("none"); });
+        checks.expect(gradient.extent(0) >= 1, argument, "at least one head", "none");
     };
     if (!a.absent()) {
         checks.output("d_inventory.a", a, argument_checks::any_extents<4>());

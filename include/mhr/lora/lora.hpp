@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <string>
 
@@ -17,7 +16,7 @@
 
 namespace mhr {
 
-/// What a forward keeps for its backward. Its type, f32 or f64, is the type of all sums.
+/// The state that a forward leaves for its backward. Its type, f32 or f64, is the type of all sums.
 struct lora_state {
     tensor_ref<2> hidden; ///< [rows, rank or more]: x a of each row that has a task
 };
@@ -58,9 +57,9 @@ inline std::string why_not(const batch& rows, const lora_list& adapters,
 /// x [rows, in_features]; y [rows, out_features] accumulates; state.hidden, [rows, the largest rank
 /// or more], receives x a: the backward wants it.
 ///
-/// One phase, unless ranks share the layer; y must not overlap x. These are refused: shapes that do
-/// not fit; a number of an adapter that is not in the list; f64 beside a state of f32; a y or a
-/// state two of whose elements overlap. The cost for R rows of an entry is R rank (in + out)
+/// It has one phase, unless ranks share the layer; y must not overlap x. These are refused: shapes
+/// that do not fit; a number of an adapter that is not in the list; f64 beside a state of f32; a y
+/// or a state two of whose elements overlap. The cost for R rows of an entry is R rank (in + out)
 /// multiply-adds; x is read, y is read and written once.
 inline void lora_forward(const batch& rows, const lora_list& adapters, const const_tensor_ref<2>& x,
                          const tensor_ref<2>& y, const lora_state& state);
@@ -71,8 +70,8 @@ inline std::size_t lora_backward_workspace_size(const batch& rows, const lora_li
     return lora_details::backward_scratch::size(rows.plan, adapters, sums);
 }
 
-/// The backward of lora_forward, with its arguments and the state that it left. With the rows'
-/// d_hidden = scale d_y b^T:
+/// Computes the backward of lora_forward, with its arguments and the state that it left. With the
+/// rows' d_hidden = scale d_y b^T, it adds:
 ///     gradients.x[row]      += d_hidden[row] a^T
 ///     gradients.adapters[n].a += sum over the rows of adapter n of x[row]^T d_hidden[row]
 ///     gradients.adapters[n].b += scale sum over the rows of adapter n of hidden[row]^T d_y[row]
@@ -102,10 +101,8 @@ inline index_t check_lora(argument_checks& checks, const batch& rows, const lora
     if (!checks.passed()) return any_extent;
     checks.output("state.hidden", state.hidden, {rows.plan.rows(), any_extent});
     const index_t rank = largest_rank(rows.plan, adapters);
-    checks.expect(
-        state.hidden.extent(1) >= rank, "state.hidden",
-        [&] { return std::to_string(rank) + " columns or more"; },
-        [&] { return std::to_string(state.hidden.extent(1)); });
+    checks.expect(state.hidden.extent(1) >= rank, "state.hidden", joined(rank, " columns or more"),
+                  state.hidden.extent(1));
     check_rank_sum(checks, rows, state.hidden);
     return out_features;
 }

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
@@ -30,10 +29,10 @@ inline namespace MHR_ISA {
 /// weights [n, heads, modules]; modules [heads, modules, p, q]; mixed [n, heads, p, q],
 /// overwritten. A module of weight 0 is not read.
 ///
-/// One phase. These are refused: shapes that do not fit; a mixed two of whose elements overlap. The
-/// cost is n h m p q multiply-adds; modules are read once for every 32 entries, mixed is written
-/// once. It is fastest where the rows (q) or the columns (p) of modules and mixed are dense, be it
-/// not the same ones.
+/// It has one phase. These are refused: shapes that do not fit; a mixed two of whose elements
+/// overlap. The cost is n h m p q multiply-adds; modules are read once for every 32 entries, mixed
+/// is written once. It is fastest where the rows (q) or the columns (p) of modules and mixed are
+/// dense, be it not the same ones.
 inline void mix_forward(executor_ref executor, const const_tensor_ref<3>& weights,
                         const const_tensor_ref<4>& modules, const tensor_ref<4>& mixed);
 
@@ -47,9 +46,9 @@ inline void mix_forward(executor_ref executor, const const_tensor_ref<3>& weight
 /// weights run along the memory of the modules, and over the ends of rows where those of all three
 /// are dense: another layout may round them otherwise.
 ///
-/// One phase. These are refused: shapes that do not fit; a gradient two of whose elements overlap.
-/// The cost is n h m p q multiply-adds for each gradient; modules and their gradient are read, and
-/// the latter rounded to its type and written, once for every 32 entries.
+/// It has one phase. These are refused: shapes that do not fit; a gradient two of whose elements
+/// overlap. The cost is n h m p q multiply-adds for each gradient; modules and their gradient are
+/// read, and the latter rounded to its type and written, once for every 32 entries.
 inline void mix_backward(executor_ref executor, const const_tensor_ref<3>& weights,
                          const const_tensor_ref<4>& modules, const const_tensor_ref<4>& d_mixed,
                          const mix_gradients& gradients);
@@ -59,8 +58,8 @@ inline void mix_backward(executor_ref executor, const const_tensor_ref<3>& weigh
 ///
 /// modules [heads, modules, p, q]; average [heads, p, q], overwritten.
 ///
-/// One phase. These are refused: shapes that do not fit; an average two of whose elements overlap.
-/// The cost is h m p q multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; an average two of whose elements
+/// overlap. The cost is h m p q multiply-adds.
 inline void average_forward(executor_ref executor, const const_tensor_ref<4>& modules,
                             const tensor_ref<3>& average);
 
@@ -68,8 +67,8 @@ inline void average_forward(executor_ref executor, const const_tensor_ref<4>& mo
 ///
 /// d_average [heads, p, q]; d_modules [heads, modules, p, q] accumulates.
 ///
-/// One phase. These are refused: shapes that do not fit; a d_modules two of whose elements overlap.
-/// The cost is h m p q multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; a d_modules two of whose elements
+/// overlap. The cost is h m p q multiply-adds.
 inline void average_backward(executor_ref executor, const const_tensor_ref<3>& d_average,
                              const tensor_ref<4>& d_modules);
 
@@ -158,7 +157,7 @@ class uniform_weights {
         f32_ = 1.0F / static_cast<float>(modules);
     }
 
-    /// As a tensor [1, heads, modules]: one number, repeated by strides of 0.
+    /// Returns a tensor [1, heads, modules] of one number, which strides of 0 repeat.
     [[nodiscard]] const_tensor_ref<3> of(index_t heads, index_t modules) const noexcept {
         const void* const number =
             sums_ == element_type::f64 ? static_cast<const void*>(&f64_) : &f32_;

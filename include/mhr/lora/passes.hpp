@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
@@ -25,10 +24,8 @@ inline void check_rank_sum(argument_checks& checks, const batch& rows,
                            const tensor_ref<2>& hidden) {
     if (!rows.sum_over_ranks) return;
     checks.every_part(rows.executor);
-    checks.expect(
-        hidden.is_contiguous(), "state.hidden",
-        [] { return std::string("dense elements, which the ranks can sum"); },
-        [&] { return "strides " + check_details::text_of(hidden.strides().data(), 2); });
+    checks.expect(hidden.is_contiguous(), "state.hidden", "dense elements, which the ranks can sum",
+                  joined("strides ", hidden.strides()));
 }
 
 /// The rows of a range of the plan's order.
@@ -80,7 +77,7 @@ inline void forward(const batch& rows, const lora_list& adapters, const const_te
     run(false, true, y.extent(1));
 }
 
-/// Which sums over rows a backward is asked for.
+/// The sums over rows that a backward is asked for.
 struct wanted_sums {
     bool a, b;
 };
@@ -100,10 +97,9 @@ inline void check_gradients(argument_checks& checks, const lora_list& adapters,
     const auto& [a, b] = gradients.stacked();
     checks.optional_output("gradients.adapters.a", a, {adapters.size(), in_features, any_extent});
     checks.optional_output("gradients.adapters.b", b, {adapters.size(), any_extent, out_features});
-    checks.expect(
-        gradients.size() == 0 || gradients.size() == adapters.size(), "gradients.adapters",
-        [&] { return std::to_string(adapters.size()) + ", one for each adapter, or none"; },
-        [&] { return std::to_string(gradients.size()); });
+    checks.expect(gradients.size() == 0 || gradients.size() == adapters.size(),
+                  "gradients.adapters", joined(adapters.size(), ", one for each adapter, or none"),
+                  gradients.size());
     for (index_t n = 0; checks.passed() && n < gradients.size(); ++n) {
         const index_t rank = adapters[n].a.extent(1);
         checks.optional_output("gradients.adapters.a", gradients[n].a, {in_features, rank});

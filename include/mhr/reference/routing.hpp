@@ -20,7 +20,7 @@ namespace reference {
 
 /// The gates of routing/gates.hpp; with uniforms, that of the Gumbel-sigmoid's argument.
 enum class gate_kind { identity, sigmoid, straight_through };
-/// Those of routing/normalisers.hpp.
+/// The normalisers of routing/normalisers.hpp.
 enum class normaliser_kind { sum, average_correction, l2, softmax };
 
 /// How logits become weights; by default as in the evaluation of Poly and MHR. Views are [entries,
@@ -48,7 +48,8 @@ struct is_complex : std::false_type {};
 template <class S>
 struct is_complex<S, std::void_t<decltype(std::declval<S>().imag())>> : std::true_type {};
 
-/// Of a number of any kind. The name std::complex is avoided: <complex.h> makes a macro of it.
+/// Returns the real part of a number of any kind. The name std::complex is avoided because
+/// <complex.h> makes a macro of it.
 template <class S>
 auto real_part(const S& value) {
     if constexpr (is_complex<S>::value)

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/tensor_view.hpp>
@@ -21,13 +20,8 @@ inline namespace MHR_ISA {
 /// These are refused: annealing_steps below 0; a step outside [0, total_steps].
 inline double annealing_at(index_t step, index_t total_steps, index_t annealing_steps) {
     argument_checks checks("annealing_at");
-    checks.expect(
-        annealing_steps >= 0, "annealing_steps", [] { return std::string("0 or more"); },
-        [&] { return std::to_string(annealing_steps); });
-    checks.expect(
-        step >= 0 && step <= total_steps, "step",
-        [&] { return "0 to " + std::to_string(total_steps); },
-        [&] { return std::to_string(step); });
+    checks.expect(annealing_steps >= 0, "annealing_steps", "0 or more", annealing_steps);
+    checks.expect(step >= 0 && step <= total_steps, "step", joined("0 to ", total_steps), step);
     checks.raise();
     const index_t n = annealing_steps - (total_steps - step);
     if (n < 0 || step == 0 || annealing_steps == 0) return 1;

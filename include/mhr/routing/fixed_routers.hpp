@@ -108,7 +108,7 @@ void given_router_backward(executor_ref executor, tensor_view<Id, 1> tasks,
     checks.raise();
     with_sums(sums_of(d_weights.type(), d_table.type()), [&](auto zero) {
         using A = decltype(zero);
-        // As in router_backward: one thread adds up a task that repeats.
+        // One thread adds up a task that repeats, as in router_backward.
         executor.run(d_table.extent(1), [&](index_t h) noexcept {
             for (index_t n = 0; n < tasks.extent(0); ++n) {
                 const auto from = router_details::head_of<A>(d_weights, n, h);

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -25,7 +24,7 @@ struct noisy_gate {
     const_tensor_ref<3> noise; ///< [entries, heads, modules]
     double scale = 1;          ///< of the noise
 
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see gates.hpp).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
@@ -42,8 +41,7 @@ struct noisy_gate {
         checks.expect(
             // In f32, where it may be used, it must not overflow.
             (std::abs)(scale) <= static_cast<double>((std::numeric_limits<float>::max)()),
-            "gate.scale", [] { return std::string("a number in the range of f32"); },
-            [&] { return std::to_string(scale); });
+            "gate.scale", "a number in the range of f32", scale);
     }
     /// @}
 
@@ -73,7 +71,7 @@ struct dropout_gate {
     tensor_view<K, 3> keep; ///< [entries, heads, modules]; 0 drops
     double probability = 0; ///< of being dropped, from 0 to below 1
 
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see gates.hpp).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
@@ -87,10 +85,8 @@ struct dropout_gate {
                              index_t modules) const {
         gate.validate(checks, entries, heads, modules);
         checks.numbers("gate.keep", keep, {entries, heads, modules});
-        checks.expect(
-            probability >= 0 && probability < 1, "gate.probability",
-            [] { return std::string("a number from 0 to below 1"); },
-            [&] { return std::to_string(probability); });
+        checks.expect(probability >= 0 && probability < 1, "gate.probability",
+                      "a number from 0 to below 1", probability);
     }
     /// @}
 
@@ -108,12 +104,13 @@ struct dropout_gate {
 template <class Gate, class K>
 dropout_gate(Gate, tensor_view<K, 3>, double) -> dropout_gate<Gate, K>;
 
-/// As `gate`, but the last module of each head is shared by all tasks: s = 1, without gradient.
+/// s = 1 for the last module of each head, which all tasks share and which has no gradient; s =
+/// gate(l) for the others.
 template <class Gate>
 struct shared_module_gate {
     Gate gate; ///< of the other modules
 
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see gates.hpp).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position& at) const noexcept {

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -22,7 +21,7 @@
 
 namespace mhr {
 
-/// Which weight of [entries, heads, modules] a gate is asked for.
+/// The position in [entries, heads, modules] that a gate is asked for.
 struct gate_position {
     index_t entry;   ///< of the batch, or of whatever the weights are for
     index_t head;    ///< from 0
@@ -52,7 +51,7 @@ A sigmoid_slope(A z) noexcept {
 
 /// s = l: for the normalisers that work on logits (softmax, L2).
 struct identity_gate {
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see the top of this file).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position&) const noexcept {
@@ -68,7 +67,7 @@ struct identity_gate {
 
 /// s = sigmoid(l): the gate of evaluation and of training without noise.
 struct sigmoid_gate {
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see the top of this file).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position&) const noexcept {
@@ -89,7 +88,7 @@ struct sigmoid_gate {
 /// All gates of a head may be 0. With sum_normaliser its logits then get gradients of order 1e11
 /// d_w; with detached_when_off_normaliser{sum_normaliser{}} they get none.
 struct straight_through_gate {
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see the top of this file).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position&) const noexcept {
@@ -117,7 +116,7 @@ struct gumbel_sigmoid_gate {
     const_tensor_ref<3> uniforms; ///< [entries, heads, modules], from 0 to 1
     double temperature = 1;       ///< the lower, the closer to 0 or 1 are the samples
 
-    /// What every gate has (see gates.hpp).
+    /// The functions that every gate has (see the top of this file).
     /// @{
     template <class A>
     MHR_INLINE A value(A logit, const gate_position& at) const noexcept {
@@ -134,9 +133,7 @@ struct gumbel_sigmoid_gate {
             // In f32, where it may be used, it must neither vanish nor overflow.
             temperature >= static_cast<double>((std::numeric_limits<float>::min)()) &&
                 temperature <= static_cast<double>((std::numeric_limits<float>::max)()),
-            "gate.temperature",
-            [] { return std::string("a positive number in the normal range of f32"); },
-            [&] { return std::to_string(temperature); });
+            "gate.temperature", "a positive number in the normal range of f32", temperature);
     }
     /// @}
 

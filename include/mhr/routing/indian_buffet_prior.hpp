@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -104,10 +103,8 @@ inline double indian_buffet_prior_forward(const const_tensor_ref<3>& logits, dou
                                           workspace scratch) {
     argument_checks checks("indian_buffet_prior_forward");
     checks.input("logits", logits);
-    checks.expect(
-        concentration > 0 && std::isfinite(concentration), "concentration",
-        [] { return std::string("a positive number"); },
-        [&] { return std::to_string(concentration); });
+    checks.expect(concentration > 0 && std::isfinite(concentration), "concentration",
+                  "a positive number", concentration);
     const index_t tasks = logits.extent(0);
     if (checks.passed()) checks.workspace_size(scratch, indian_buffet_prior_workspace_size(tasks));
     checks.raise();

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <random>
-#include <string>
 #include <vector>
 
 #include <mhr/core/argument_checks.hpp>
@@ -24,7 +23,7 @@ inline constexpr double initial_logit_bound = 1e-3;
 
 inline namespace MHR_ISA {
 
-/// Logits [tasks, heads, modules], uniform in +-1e-3, the same numbers on every platform.
+/// Fills logits [tasks, heads, modules] with uniform numbers in +-1e-3, the same on every platform.
 ///
 /// These are refused: logits of negative extents, without memory, or of which elements overlap.
 inline void initialise_logits(std::uint64_t seed, const tensor_ref<3>& logits) {
@@ -52,10 +51,10 @@ void copy_row(const const_tensor_ref<2>& from, const tensor_ref<2>& row);
 } // namespace logits_details
 } // namespace MHR_ISA
 
-// What a new task starts from. Each is called as `start(trained, row)` with the table so far,
-// [tasks, heads, modules], and the new row, [heads, modules], which is overwritten and is not part
-// of it. These are refused: tensors of other shapes or without memory; a row of which elements
-// overlap.
+// The classes below fill the logits that a new task starts from. Each is called as `start(trained,
+// row)` with the table so far, [tasks, heads, modules], and the new row, [heads, modules], which is
+// overwritten and is not part of the table. These are refused: tensors of other shapes or without
+// memory; a row of which elements overlap.
 
 /// Logits of 0: all modules alike.
 struct zero_row {
@@ -77,16 +76,14 @@ struct uniform_row {
     MHR_INLINE void operator()(const const_tensor_ref<3>& trained, const tensor_ref<2>& row) const {
         argument_checks checks("uniform_row");
         logits_details::check_row(checks, trained, row);
-        checks.expect(
-            bound >= 0 && std::isfinite(bound), "bound",
-            [] { return std::string("a finite number of 0 or more"); },
-            [&] { return std::to_string(bound); });
+        checks.expect(bound >= 0 && std::isfinite(bound), "bound", "a finite number of 0 or more",
+                      bound);
         checks.raise();
         logits_details::fill_uniform(seed, bound, row);
     }
 };
 
-/// The mean over the trained rows: what most tasks agree on. Of an empty table, zeros.
+/// The mean over the trained rows, which is what most tasks agree on. An empty table gives zeros.
 struct mean_row {
     /// Fills the row of a new task; it is refused as described above.
     MHR_INLINE void operator()(const const_tensor_ref<3>& trained, const tensor_ref<2>& row) const {
@@ -105,10 +102,8 @@ struct copied_row {
     MHR_INLINE void operator()(const const_tensor_ref<3>& trained, const tensor_ref<2>& row) const {
         argument_checks checks("copied_row");
         logits_details::check_row(checks, trained, row);
-        checks.expect(
-            task >= 0 && task < trained.extent(0), "task",
-            [&] { return "an id from 0 to " + std::to_string(trained.extent(0) - 1); },
-            [&] { return std::to_string(task); });
+        checks.expect(task >= 0 && task < trained.extent(0), "task",
+                      joined("an id from 0 to ", trained.extent(0) - 1), task);
         checks.raise();
         logits_details::copy_row(trained.slice(0, static_cast<index_t>(task)), row);
     }
@@ -118,21 +113,17 @@ struct copied_row {
 /// keep the logits among their own parameters. Only `add_task` (and a copy) allocates.
 class logits_table {
   public:
-    /// A table without tasks. These are refused: less than 1 of either, or more than can be
+    /// Makes a table without tasks. These are refused: less than 1 of either, or more than can be
     /// addressed; a value that is no element type.
     MHR_INLINE logits_table(index_t heads, index_t modules, element_type type = element_type::f32)
         : heads_(heads), modules_(modules), type_(type) {
         argument_checks checks("logits_table");
-        checks.expect(
-            is_known(type), "type",
-            [] { return std::string("an element type (f32, f64, bf16 or f16)"); },
-            [&] { return "number " + std::to_string(static_cast<int>(type)); });
-        checks.expect(
-            heads >= 1 && modules >= 1 &&
-                check_details::is_addressable(
-                    check_details::memory_of(tensor_ref<2>(nullptr, type, {heads, modules}))),
-            "heads, modules", [] { return std::string("1 or more of each, that fit an index"); },
-            [&] { return std::to_string(heads) + ", " + std::to_string(modules); });
+        checks.element("type", type);
+        checks.expect(heads >= 1 && modules >= 1 &&
+                          check_details::is_addressable(check_details::memory_of(
+                              tensor_ref<2>(nullptr, type, {heads, modules}))),
+                      "heads, modules", "1 or more of each, that fit an index",
+                      joined(heads, ", ", modules));
         checks.raise();
     }
 

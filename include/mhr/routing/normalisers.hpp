@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/sums.hpp>
@@ -38,7 +37,7 @@ inline constexpr double normaliser_epsilon = 1e-12;
 
 /// w = s / (sum of s + 1e-12). If all gates of a head are 0, so are its weights.
 struct sum_normaliser {
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         A sum = static_cast<A>(normaliser_epsilon);
@@ -70,7 +69,7 @@ struct sum_normaliser {
 
 /// w = s sqrt(heads / modules): no normalisation, but the "average correction" of the code of MHR.
 struct average_correction_normaliser {
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         for (index_t m = 0; m < shape.modules; ++m)
@@ -96,7 +95,7 @@ struct average_correction_normaliser {
 /// (identity_gate), which must be finite. Below that length the divisor is a constant, and so
 /// d_s = d_w / 1e-12, also where all logits are 0 (detached_when_off_normaliser gives none there).
 struct l2_normaliser {
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const A length = (std::max)(length_of<A>(shape, s), static_cast<A>(normaliser_epsilon));
@@ -119,15 +118,16 @@ struct l2_normaliser {
     MHR_INLINE void validate(argument_checks&, index_t, index_t) const noexcept {}
 
   private:
-    /// Of s over a power of two near its largest element, so that squares neither overflow nor
-    /// vanish. (By scalbn: a compiler that may regroup sums would make one division of squares of
-    /// two divisions.)
+    /// Computes the length of s over a power of two near its largest element, so that squares
+    /// neither overflow nor vanish. (scalbn is used because a compiler that may regroup sums would
+    /// turn two divisions into one division of squares.)
     template <class A, class S>
     MHR_INLINE static A length_of(const routing_shape& shape, S& s) noexcept {
         A largest = 0;
         for (index_t m = 0; m < shape.modules; ++m)
             largest = (std::max)(largest, (std::abs)(s(m)));
-        // Of subnormal numbers, which may be taken for 0 on the way, the length is below the least.
+        // Subnormal numbers may be taken for 0 on the way; their length is below the least one
+        // anyway.
         if (largest < (std::numeric_limits<A>::min)()) return 0;
         const int exponent = std::ilogb(largest);
         A sum = 0;
@@ -147,7 +147,7 @@ struct l2_normaliser {
 struct softmax_normaliser {
     index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
-    /// The weights of one head.
+    /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
         const selection<A> chosen = select<A>(shape, s);
@@ -170,9 +170,7 @@ struct softmax_normaliser {
     }
     /// This is refused: a number of kept modules below 1.
     MHR_INLINE void validate(argument_checks& checks, index_t, index_t) const {
-        checks.expect(
-            kept >= 1, "normaliser.kept", [] { return std::string("1 or more"); },
-            [&] { return std::to_string(kept); });
+        checks.expect(kept >= 1, "normaliser.kept", "1 or more", kept);
     }
 
   private:
@@ -221,9 +219,10 @@ struct softmax_normaliser {
     }
 };
 
-/// The weights of `normaliser`, and its gradient but for heads whose gates are all 0: those get
-/// none, where the sum and L2 normalisers give d_w / 1e-12. For straight-through gates, all of
-/// which may round to 0; or for lengths of logits that are all 0.
+/// Gives the weights of `normaliser`, and its gradient except for heads whose gates are all 0:
+/// these get no gradient, where the sum and L2 normalisers give d_w / 1e-12. It is meant for
+/// straight-through gates, all of which may round to 0, and for the lengths of logits that are all
+/// 0.
 ///
 /// A head that is off stays off, then, until something else moves its logits (weight decay, a
 /// prior) or its gates (noise round the gate).
@@ -231,7 +230,7 @@ template <class Normaliser>
 struct detached_when_off_normaliser {
     Normaliser normaliser{}; ///< of heads that are not off
 
-    /// What every normaliser has (see above).
+    /// The functions that every normaliser has (see the top of this file).
     /// @{
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <string>
 #include <type_traits>
 
 #include <mhr/batch/task_ids.hpp>
@@ -55,11 +54,10 @@ void check_tasks(argument_checks& checks, const tensor_view<Id, 1>& tasks, index
     const auto largest = (std::min)(std::int64_t{table_tasks} - 1, task_details::largest_task<V>());
     checks.numbers("tasks", tasks, {any_extent});
     for (index_t entry = 0; checks.passed() && entry < tasks.extent(0); ++entry)
-        checks.expect(
-            task_details::is_task<V>(tasks(entry)) &&
-                static_cast<std::int64_t>(tasks(entry)) <= largest,
-            "tasks", [&] { return "ids from 0 to " + std::to_string(largest); },
-            [&] { return task_details::task_id_text(tasks, entry); });
+        checks.expect(task_details::is_task<V>(tasks(entry)) &&
+                          static_cast<std::int64_t>(tasks(entry)) <= largest,
+                      "tasks", joined("ids from 0 to ", largest),
+                      [&] { return task_details::task_id_text(tasks, entry); });
 }
 
 template <class Id, class Gate, class Normaliser>
@@ -69,13 +67,11 @@ void check_router(argument_checks& checks, const const_tensor_ref<3>& logits,
     check_tasks(checks, tasks, logits.extent(0));
     rule.gate.validate(checks, tasks.extent(0), logits.extent(1), logits.extent(2));
     rule.normaliser.validate(checks, logits.extent(1), logits.extent(2));
-    checks.expect(
-        rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
-        [] { return std::string("a number from 0 to 1"); },
-        [&] { return std::to_string(rule.annealing); });
+    checks.expect(rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
+                  "a number from 0 to 1", rule.annealing);
 }
 
-/// The modules of one head, as numbers of the type of sums.
+/// Shows the modules of one head as numbers of the type of sums.
 /// @{
 template <class A>
 element_row<A> head_of(const const_tensor_ref<3>& tensor, index_t row, index_t head) noexcept {
@@ -118,9 +114,9 @@ struct annealing_of {
           uniform(static_cast<A>((1 - annealing) / static_cast<double>(modules))) {}
 };
 
-/// The weights of one head. The gates are computed as often as the normaliser asks rather than
-/// kept: there is no scratch to ask for, and rounding them to the type of the weights would lose
-/// precision.
+/// Computes the weights of one head. The gates are computed as often as the normaliser asks rather
+/// than kept: there is no scratch to ask for, and rounding them to the type of the weights would
+/// lose precision.
 template <class A, class Rule, class Logits, class Weights>
 void forward_head(const Rule& rule, const gate_position& head, const routing_shape& shape,
                   annealing_of<A> annealing, const Logits& logits,
@@ -137,7 +133,7 @@ void forward_head(const Rule& rule, const gate_position& head, const routing_sha
         });
 }
 
-/// The gradients of the logits of one head.
+/// Adds the gradients of the logits of one head.
 template <class A, class Rule, class Logits, class Weights, class Gradients>
 void backward_head(const Rule& rule, const gate_position& head, const routing_shape& shape,
                    const Logits& logits, const Weights& d_weights,

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
@@ -33,7 +32,8 @@ inline namespace MHR_ISA {
 /// out_features.
 inline lora_inventory as_inventory(const const_stacked_lora_matrices& pool, index_t heads);
 
-/// The same of a pool that is written: the gradients of a pool are those of its inventory.
+/// Sees a pool that is written as an inventory: the gradients of a pool are those of its inventory.
+/// It refuses what as_inventory refuses.
 inline lora_inventory_matrices as_inventory_matrices(const stacked_lora_matrices& pool,
                                                      index_t heads);
 
@@ -48,9 +48,9 @@ inline lora_inventory_matrices as_inventory_matrices(const stacked_lora_matrices
 /// pool.b [modules, rank, out_features] are overwritten; each element is rounded once to their
 /// type. Products are f64 if one of the two types is, else f32.
 ///
-/// One phase; the pool must not overlap the adapters. These are refused: shapes that do not fit; a
-/// rank above the pool's; a pool two of whose elements overlap. The cost is that of writing the
-/// pool once.
+/// It has one phase; the pool must not overlap the adapters. These are refused: shapes that do not
+/// fit; a rank above the pool's; a pool two of whose elements overlap. The cost is that of writing
+/// the pool once.
 inline void gather_lora_library(executor_ref executor, const tensor_view<const lora, 1>& adapters,
                                 const stacked_lora_matrices& pool);
 
@@ -63,13 +63,8 @@ inline void check_pool(const char* function, const const_stacked_lora_matrices& 
     checks.input("pool.b", pool.b, {pool.a.extent(0), pool.a.extent(2), any_extent});
     const index_t in = pool.a.extent(1);
     const index_t out = pool.b.extent(2);
-    checks.expect(
-        heads >= 1 && in % heads == 0 && out % heads == 0, "heads",
-        [&] {
-            return "a divisor of " + std::to_string(in) + " and " + std::to_string(out) +
-                   " features";
-        },
-        [&] { return std::to_string(heads); });
+    checks.expect(heads >= 1 && in % heads == 0 && out % heads == 0, "heads",
+                  joined("a divisor of ", in, " and ", out, " features"), heads);
     checks.raise();
 }
 
@@ -144,12 +139,9 @@ inline void gather_lora_library(executor_ref executor, const tensor_view<const l
     for (index_t i = 0; checks.passed() && i < modules; ++i) {
         const lora& adapter = adapters(i);
         checks.input("adapters.a", adapter.a, {pool.a.extent(1), any_extent});
-        checks.expect(
-            adapter.a.extent(1) <= rank, "adapters.a",
-            [&] { return "ranks up to that of the pool, " + std::to_string(rank); },
-            [&] {
-                return std::to_string(adapter.a.extent(1)) + " at position " + std::to_string(i);
-            });
+        checks.expect(adapter.a.extent(1) <= rank, "adapters.a",
+                      joined("ranks up to that of the pool, ", rank),
+                      joined(adapter.a.extent(1), " at position ", i));
         checks.input("adapters.b", adapter.b, {adapter.a.extent(1), pool.b.extent(2)});
     }
     checks.raise();

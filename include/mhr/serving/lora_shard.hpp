@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
@@ -67,22 +66,22 @@ routed_lora layer_of(const lora_shard& shard, const routed_lora& layer);
 lora adapter_of(const lora_shard& shard, const lora& adapter);
 routed_lora_gradients gradients_of(const lora_shard& shard, const routed_lora_gradients& gradients);
 template <class Void>
-basic_tensor_ref<Void, 3> heads_of(const char* function, const char* argument,
+basic_tensor_ref<Void, 3> heads_of(argument_checks& checks, const char* argument,
                                    const lora_shard& shard, const basic_tensor_ref<Void, 3>& table);
 template <class Void>
-basic_tensor_ref<Void, 2> inputs_of(const char* function, const char* argument,
+basic_tensor_ref<Void, 2> inputs_of(argument_checks& checks, const char* argument,
                                     const lora_shard& shard, const basic_tensor_ref<Void, 2>& rows);
 template <class Void>
-basic_tensor_ref<Void, 2> outputs_of(const char* function, const char* argument,
+basic_tensor_ref<Void, 2> outputs_of(argument_checks& checks, const char* argument,
                                      const lora_shard& shard,
                                      const basic_tensor_ref<Void, 2>& rows);
 } // namespace shard_details
 } // namespace MHR_ISA
 
-/// What one rank owns of a layer. The member functions give the shard's part of what belongs to the
-/// whole layer, for those who have the whole: a checkpoint's reader, or the x of a column-parallel
-/// layer. Of an absent tensor they give an absent one. These are refused: shapes that are not those
-/// of the whole layer.
+/// The part of a layer that one rank owns. The member functions cut the shard's part out of tensors
+/// of the whole layer, for those who have the whole: a checkpoint's reader, or the x of a
+/// column-parallel layer. They return an absent tensor for an absent one. These are refused: shapes
+/// that are not those of the whole layer.
 struct lora_shard {
     lora_shape whole;              ///< of the layer
     lora_shape shape;              ///< of this shard: its heads, their in_ and out_features
@@ -90,40 +89,51 @@ struct lora_shard {
     index_t first_in_feature = 0;  ///< the same
     index_t first_out_feature = 0; ///< the same
 
-    /// These heads of the inventory and of the weights, with the same scale.
+    /// Returns these heads of the inventory and of the weights, with the same scale.
     [[nodiscard]] MHR_INLINE routed_lora of_layer(const routed_lora& layer) const {
         return shard_details::layer_of(*this, layer);
     }
-    /// These features of a plain adapter, such as the average of the inventory; of any rank.
+    /// Returns these features of a plain adapter of any rank, such as the average of the inventory.
     [[nodiscard]] MHR_INLINE lora of_adapter(const lora& adapter) const {
         return shard_details::adapter_of(*this, adapter);
     }
-    /// These heads of the gradients of a, b and the weights, and these features of that of x.
+    /// Returns these heads of the gradients of a, b and the weights, and these features of the
+    /// gradient of x.
     [[nodiscard]] MHR_INLINE routed_lora_gradients
     of_gradients(const routed_lora_gradients& gradients) const {
         return shard_details::gradients_of(*this, gradients);
     }
-    /// These heads of a routing table [tasks, heads, modules], and of its gradient.
+    /// These return these heads of a routing table [tasks, heads, modules], and of its gradient.
     /// @{
     [[nodiscard]] MHR_INLINE const_tensor_ref<3>
     of_logits(const const_tensor_ref<3>& logits) const {
-        return shard_details::heads_of("lora_shard::of_logits", "logits", *this, logits);
+        return checked("lora_shard::of_logits", [&](argument_checks& checks) {
+            return shard_details::heads_of(checks, "logits", *this, logits);
+        });
     }
     [[nodiscard]] MHR_INLINE tensor_ref<3> of_d_logits(const tensor_ref<3>& d_logits) const {
-        return shard_details::heads_of("lora_shard::of_d_logits", "d_logits", *this, d_logits);
+        return checked("lora_shard::of_d_logits", [&](argument_checks& checks) {
+            return shard_details::heads_of(checks, "d_logits", *this, d_logits);
+        });
     }
     /// @}
-    /// These features of x [rows, in_features].
+    /// Returns these features of x [rows, in_features].
     [[nodiscard]] MHR_INLINE const_tensor_ref<2> of_x(const const_tensor_ref<2>& x) const {
-        return shard_details::inputs_of("lora_shard::of_x", "x", *this, x);
+        return checked("lora_shard::of_x", [&](argument_checks& checks) {
+            return shard_details::inputs_of(checks, "x", *this, x);
+        });
     }
-    /// These features of y [rows, out_features], and of its gradient.
+    /// These return these features of y [rows, out_features], and of its gradient.
     /// @{
     [[nodiscard]] MHR_INLINE tensor_ref<2> of_y(const tensor_ref<2>& y) const {
-        return shard_details::outputs_of("lora_shard::of_y", "y", *this, y);
+        return checked("lora_shard::of_y", [&](argument_checks& checks) {
+            return shard_details::outputs_of(checks, "y", *this, y);
+        });
     }
     [[nodiscard]] MHR_INLINE const_tensor_ref<2> of_d_y(const const_tensor_ref<2>& d_y) const {
-        return shard_details::outputs_of("lora_shard::of_d_y", "d_y", *this, d_y);
+        return checked("lora_shard::of_d_y", [&](argument_checks& checks) {
+            return shard_details::outputs_of(checks, "d_y", *this, d_y);
+        });
     }
     /// @}
 };
@@ -135,24 +145,16 @@ inline namespace MHR_ISA {
 /// more shards than heads, or less than one; an `ith` that is not one of them.
 inline lora_shard shard_of_heads(const lora_shape& whole, index_t ith, index_t nth) {
     argument_checks checks("shard_of_heads");
-    checks.expect(
-        whole.heads >= 1, "whole.heads", [] { return std::string("1 or more"); },
-        [&] { return std::to_string(whole.heads); });
+    checks.expect(whole.heads >= 1, "whole.heads", "1 or more", whole.heads);
     const auto expect_multiple = [&](const char* argument, index_t features) {
-        checks.expect(
-            whole.heads >= 1 && features >= 0 && features % whole.heads == 0, argument,
-            [&] { return "a multiple of " + std::to_string(whole.heads) + " heads"; },
-            [&] { return std::to_string(features); });
+        checks.expect(whole.heads >= 1 && features >= 0 && features % whole.heads == 0, argument,
+                      joined("a multiple of ", whole.heads, " heads"), features);
     };
     expect_multiple("whole.in_features", whole.in_features);
     expect_multiple("whole.out_features", whole.out_features);
-    checks.expect(
-        nth >= 1 && nth <= whole.heads, "nth",
-        [&] { return "1 to " + std::to_string(whole.heads) + " shards, one head each at least"; },
-        [&] { return std::to_string(nth); });
-    checks.expect(
-        ith >= 0 && ith < nth, "ith", [&] { return "0 to " + std::to_string(nth - 1); },
-        [&] { return std::to_string(ith); });
+    checks.expect(nth >= 1 && nth <= whole.heads, "nth",
+                  joined("1 to ", whole.heads, " shards, one head each at least"), nth);
+    checks.expect(ith >= 0 && ith < nth, "ith", joined("0 to ", nth - 1), ith);
     checks.raise();
 
     const auto [first, heads] = executor_details::share_of(whole.heads, ith, nth);
@@ -198,84 +200,57 @@ basic_tensor_ref<Void, 4> modules_of_b(argument_checks& checks, const char* argu
 }
 
 template <class Void>
-basic_tensor_ref<Void, 3> checked_heads_of(argument_checks& checks, const char* argument,
-                                           const lora_shard& shard,
-                                           const basic_tensor_ref<Void, 3>& table) {
+basic_tensor_ref<Void, 3> heads_of(argument_checks& checks, const char* argument,
+                                   const lora_shard& shard,
+                                   const basic_tensor_ref<Void, 3>& table) {
     return block_of(checks, argument, table, {any_extent, shard.whole.heads, shard.whole.modules},
                     1, shard.first_head, shard.shape.heads);
 }
 
 template <class Void>
-basic_tensor_ref<Void, 2> checked_inputs_of(argument_checks& checks, const char* argument,
-                                            const lora_shard& shard,
-                                            const basic_tensor_ref<Void, 2>& rows) {
+basic_tensor_ref<Void, 2> inputs_of(argument_checks& checks, const char* argument,
+                                    const lora_shard& shard,
+                                    const basic_tensor_ref<Void, 2>& rows) {
     return block_of(checks, argument, rows, {any_extent, shard.whole.in_features}, 1,
                     shard.first_in_feature, shard.shape.in_features);
 }
 
 template <class Void>
-basic_tensor_ref<Void, 3> heads_of(const char* function, const char* argument,
-                                   const lora_shard& shard,
-                                   const basic_tensor_ref<Void, 3>& table) {
-    argument_checks checks(function);
-    const auto result = checked_heads_of(checks, argument, shard, table);
-    checks.raise();
-    return result;
-}
-
-template <class Void>
-basic_tensor_ref<Void, 2> inputs_of(const char* function, const char* argument,
-                                    const lora_shard& shard,
-                                    const basic_tensor_ref<Void, 2>& rows) {
-    argument_checks checks(function);
-    const auto result = checked_inputs_of(checks, argument, shard, rows);
-    checks.raise();
-    return result;
-}
-
-template <class Void>
-basic_tensor_ref<Void, 2> outputs_of(const char* function, const char* argument,
+basic_tensor_ref<Void, 2> outputs_of(argument_checks& checks, const char* argument,
                                      const lora_shard& shard,
                                      const basic_tensor_ref<Void, 2>& rows) {
-    argument_checks checks(function);
-    const auto result = block_of(checks, argument, rows, {any_extent, shard.whole.out_features}, 1,
-                                 shard.first_out_feature, shard.shape.out_features);
-    checks.raise();
-    return result;
+    return block_of(checks, argument, rows, {any_extent, shard.whole.out_features}, 1,
+                    shard.first_out_feature, shard.shape.out_features);
 }
 
 inline routed_lora layer_of(const lora_shard& shard, const routed_lora& layer) {
-    argument_checks checks("lora_shard::of_layer");
-    const routed_lora result{modules_of_a(checks, "layer.a", shard, layer.a),
-                             modules_of_b(checks, "layer.b", shard, layer.b),
-                             checked_heads_of(checks, "layer.weights", shard, layer.weights),
-                             layer.scale};
-    checks.raise();
-    return result;
+    return checked("lora_shard::of_layer", [&](argument_checks& checks) {
+        return routed_lora{modules_of_a(checks, "layer.a", shard, layer.a),
+                           modules_of_b(checks, "layer.b", shard, layer.b),
+                           heads_of(checks, "layer.weights", shard, layer.weights), layer.scale};
+    });
 }
 
 inline lora adapter_of(const lora_shard& shard, const lora& adapter) {
     const lora_shape& whole = shard.whole;
-    argument_checks checks("lora_shard::of_adapter");
-    const lora result{block_of(checks, "adapter.a", adapter.a, {whole.in_features, any_extent}, 0,
-                               shard.first_in_feature, shard.shape.in_features),
-                      block_of(checks, "adapter.b", adapter.b, {any_extent, whole.out_features}, 1,
-                               shard.first_out_feature, shard.shape.out_features),
-                      adapter.scale};
-    checks.raise();
-    return result;
+    return checked("lora_shard::of_adapter", [&](argument_checks& checks) {
+        return lora{block_of(checks, "adapter.a", adapter.a, {whole.in_features, any_extent}, 0,
+                             shard.first_in_feature, shard.shape.in_features),
+                    block_of(checks, "adapter.b", adapter.b, {any_extent, whole.out_features}, 1,
+                             shard.first_out_feature, shard.shape.out_features),
+                    adapter.scale};
+    });
 }
 
 inline routed_lora_gradients gradients_of(const lora_shard& shard,
                                           const routed_lora_gradients& gradients) {
-    argument_checks checks("lora_shard::of_gradients");
-    const routed_lora_gradients result{
-        checked_inputs_of(checks, "gradients.x", shard, gradients.x),
-        modules_of_a(checks, "gradients.a", shard, gradients.a),
-        modules_of_b(checks, "gradients.b", shard, gradients.b),
-        checked_heads_of(checks, "gradients.weights", shard, gradients.weights)};
-    checks.raise();
-    return result;
+    return checked("lora_shard::of_gradients", [&](argument_checks& checks) {
+        return routed_lora_gradients{
+            inputs_of(checks, "gradients.x", shard, gradients.x),
+            modules_of_a(checks, "gradients.a", shard, gradients.a),
+            modules_of_b(checks, "gradients.b", shard, gradients.b),
+            heads_of(checks, "gradients.weights", shard, gradients.weights)};
+    });
 }
 
 } // namespace shard_details

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -36,7 +35,7 @@ inline namespace MHR_ISA {
 /// does not change keep their bits: all of them if scale or b is 0. base_weight must not overlap
 /// the adapter.
 ///
-/// One phase. These are refused: shapes that do not fit; a base_weight two of whose elements
+/// It has one phase. These are refused: shapes that do not fit; a base_weight two of whose elements
 /// overlap. The cost is rank in out multiply-adds; base_weight is read and written once.
 inline void merge_lora(executor_ref executor, const lora& adapter,
                        const tensor_ref<2>& base_weight);
@@ -62,7 +61,7 @@ inline void unmerge_lora(executor_ref executor, const lora& adapter,
 /// [out_features, in_features]; bias [out_features], absent if there is none. base_weight and bias
 /// must overlap neither each other nor scales.
 ///
-/// One phase. These are refused: shapes that do not fit; a base_weight or bias two of whose
+/// It has one phase. These are refused: shapes that do not fit; a base_weight or bias two of whose
 /// elements overlap; a scale that is 0 or not finite, which would destroy a row of base_weight for
 /// good. The cost is in out multiplications.
 inline void merge_ia3(executor_ref executor, const const_tensor_ref<1>& scales,
@@ -116,12 +115,9 @@ inline void rescale_layer(const char* function, executor_ref executor,
     checks.optional_output("bias", bias, {scales.extent(0)});
     for (index_t row = 0; checks.passed() && row < scales.extent(0); ++row) {
         const double scale = read_element(scales, row);
-        checks.expect(
-            std::isfinite(scale) && (scale < 0 || scale > 0), "scales",
-            [] {
-                return std::string("finite numbers other than 0 (which no division takes back)");
-            },
-            [&] { return std::to_string(scale) + " at position " + std::to_string(row); });
+        checks.expect(std::isfinite(scale) && (scale < 0 || scale > 0), "scales",
+                      "finite numbers other than 0 (which no division takes back)",
+                      joined(scale, " at position ", row));
     }
     checks.raise();
     executor.run(scales.extent(0), [&](index_t row) noexcept {

@@ -4,12 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
-#include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/workspace.hpp>
 #include <mhr/lora/adapters.hpp>
 #include <mhr/lora/inventory.hpp>
@@ -29,7 +27,7 @@ struct mixture {
     std::uint64_t last_use = 0;  ///< 0: never
 };
 
-/// What a cache holds. Of each adapter there is a mixture, and what was given out.
+/// The data of a cache. Each adapter has a mixture and an entry in the list that was given out.
 struct cache_data {
     lora_shape shape{};
     owned_workspace memory{};
@@ -68,16 +66,16 @@ index_t find(const cache_data& cache, std::int64_t task) noexcept;
 /// original. It is not for several threads at once.
 class mixed_lora_cache {
   public:
-    /// A cache of adapters of this type. These are refused: a shape that is not one of an
+    /// Makes a cache of adapters of this type. These are refused: a shape that is not one of an
     /// inventory; a capacity below 1; a type that is none; more memory than there are addresses.
     MHR_INLINE mixed_lora_cache(const lora_shape& shape, index_t capacity,
                                 element_type type = element_type::f32) {
         cache_details::make(data_, shape, capacity, type);
     }
 
-    /// What was given out stays valid; a cache that was moved from has a capacity of 0.
+    /// Moves a cache: what was given out stays valid, and the source has a capacity of 0.
     mixed_lora_cache(mixed_lora_cache&&) noexcept = default;
-    /// The same.
+    /// Moves a cache, like the constructor.
     mixed_lora_cache& operator=(mixed_lora_cache&&) noexcept = default;
     mixed_lora_cache(const mixed_lora_cache&) = delete;
     mixed_lora_cache& operator=(const mixed_lora_cache&) = delete;
@@ -117,22 +115,22 @@ class mixed_lora_cache {
         return found >= 0 && data_.mixtures[static_cast<std::size_t>(found)].version == version;
     }
 
-    /// Adapters that there is room for.
+    /// Returns the number of adapters that there is room for.
     [[nodiscard]] MHR_INLINE index_t capacity() const noexcept {
         return static_cast<index_t>(data_.mixtures.size());
     }
 
-    /// Bytes that were allocated.
+    /// Returns the bytes that were allocated.
     [[nodiscard]] MHR_INLINE std::size_t bytes() const noexcept {
         return data_.memory.size() + data_.mixtures.size() * sizeof(cache_details::mixture) +
                data_.adapters.size() * sizeof(lora) +
                data_.adapter_of_entry.size() * sizeof(index_t);
     }
 
-    /// Adapters that `get` has found so far.
+    /// Returns how many adapters `get` has found so far.
     [[nodiscard]] MHR_INLINE std::uint64_t hits() const noexcept { return data_.hits; }
 
-    /// Adapters that `get` has mixed so far.
+    /// Returns how many adapters `get` has mixed so far.
     [[nodiscard]] MHR_INLINE std::uint64_t misses() const noexcept { return data_.misses; }
 
   private:
@@ -152,32 +150,22 @@ inline stacked_lora_matrices take_pool(workspace& memory, const lora_shape& shap
 
 inline void make(cache_data& cache, const lora_shape& shape, index_t capacity, element_type type) {
     argument_checks checks("mixed_lora_cache");
-    checks.expect(
-        shape.heads >= 1 && shape.modules >= 0 && shape.rank >= 0 && shape.in_features >= 0 &&
-            shape.out_features >= 0 && shape.in_features % shape.heads == 0 &&
-            shape.out_features % shape.heads == 0,
-        "shape", [] { return std::string("heads that divide the features, and no negative size"); },
-        [&] {
-            const index_t sizes[] = {shape.heads, shape.modules, shape.in_features,
-                                     shape.out_features, shape.rank};
-            return check_details::text_of(sizes, 5);
-        });
-    checks.expect(
-        capacity >= 1, "capacity", [] { return std::string("at least 1"); },
-        [&] { return std::to_string(capacity); });
-    checks.expect(
-        is_known(type), "type",
-        [] { return std::string("an element type (f32, f64, bf16 or f16)"); },
-        [&] { return "number " + std::to_string(static_cast<int>(type)); });
+    checks.expect(shape.heads >= 1 && shape.modules >= 0 && shape.rank >= 0 &&
+                      shape.in_features >= 0 && shape.out_features >= 0 &&
+                      shape.in_features % shape.heads == 0 && shape.out_features % shape.heads == 0,
+                  "shape", "heads that divide the features, and no negative size",
+                  std::array<index_t, 5>{shape.heads, shape.modules, shape.in_features,
+                                         shape.out_features, shape.rank});
+    checks.expect(capacity >= 1, "capacity", "at least 1", capacity);
+    checks.element("type", type);
     checks.raise();
     workspace meter;
     (void)take_pool(meter, shape, capacity, type);
     constexpr auto largest = static_cast<std::size_t>((std::numeric_limits<index_t>::max)());
     constexpr std::size_t of_each = sizeof(mixture) + sizeof(lora) + sizeof(index_t);
-    checks.expect(
-        meter.used() <= largest && static_cast<std::size_t>(capacity) <= largest / of_each,
-        "capacity", [] { return std::string("adapters whose bytes fit an index"); },
-        [&] { return std::to_string(capacity); });
+    checks.expect(meter.used() <= largest &&
+                      static_cast<std::size_t>(capacity) <= largest / of_each,
+                  "capacity", "adapters whose bytes fit an index", capacity);
     checks.raise();
 
     const auto adapters = static_cast<std::size_t>(capacity);
@@ -191,7 +179,7 @@ inline void make(cache_data& cache, const lora_shape& shape, index_t capacity, e
         cache.adapters.push_back({cache.pool.a.slice(0, n), cache.pool.b.slice(0, n)});
 }
 
-/// The adapter of a task, mixed at any version, or -1.
+/// Returns the adapter of a task, mixed at any version, or -1.
 inline index_t find(const cache_data& cache, std::int64_t task) noexcept {
     if (task == no_task) return -1;
     for (std::size_t n = 0; n < cache.mixtures.size(); ++n)
@@ -252,10 +240,8 @@ inline lora_list get(cache_data& cache, const batch& rows, const routed_lora& la
     const index_t entries = rows.plan.entries();
     const lora_shape& shape = cache.shape;
     argument_checks checks("mixed_lora_cache::get");
-    checks.expect(
-        entries <= capacity, "rows.plan",
-        [&] { return "at most " + std::to_string(capacity) + " tasks"; },
-        [&] { return std::to_string(entries); });
+    checks.expect(entries <= capacity, "rows.plan", joined("at most ", capacity, " tasks"),
+                  entries);
     checks.input("layer.weights", layer.weights, {entries, shape.heads, shape.modules});
     if (checks.passed()) { // a cache of no adapters has no heads
         const index_t heads = (std::max)(shape.heads, index_t(1));

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -36,8 +35,8 @@ inline namespace MHR_ISA {
 /// types are exact. Every layout of the gradients gives the same bits, and what is added is
 /// symmetric to the bit.
 ///
-/// One phase. These are refused: a gram of other extents, or two of whose elements overlap. The
-/// cost is tasks (tasks + 1) / 2 n multiply-adds; the gradients are read tasks / 8 times. Only
+/// It has one phase. These are refused: a gram of other extents, or two of whose elements overlap.
+/// The cost is tasks (tasks + 1) / 2 n multiply-adds; the gradients are read tasks / 8 times. Only
 /// pairs of eight tasks are shared out among threads.
 inline void gradient_gram(executor_ref executor, const const_tensor_ref<2>& gradients,
                           const tensor_view<double, 2>& gram);
@@ -48,9 +47,9 @@ inline void gradient_gram(executor_ref executor, const const_tensor_ref<2>& grad
 /// gradients.a [tasks, in_features, rank] and gradients.b [tasks, rank, out_features], of which
 /// either may be absent (it is frozen, and counts nothing); gram [tasks, tasks] accumulates.
 ///
-/// One phase. These are refused: gradients that do not fit together or to gram; a gram that is not
-/// square, or two of whose elements overlap. The cost is tasks (tasks + 1) / 2 rank (in + out)
-/// multiply-adds.
+/// It has one phase. These are refused: gradients that do not fit together or to gram; a gram that
+/// is not square, or two of whose elements overlap. The cost is tasks (tasks + 1) / 2 rank (in +
+/// out) multiply-adds.
 inline void lora_gradient_gram(executor_ref executor, const const_stacked_lora_matrices& gradients,
                                const tensor_view<double, 2>& gram);
 
@@ -69,8 +68,8 @@ inline void lora_gradient_gram(executor_ref executor, const const_stacked_lora_m
 /// for (IA)3); gram [tasks, tasks] accumulates gram[s, t] += <g_s, g_t>, as in gradient_gram. Heads
 /// in which two tasks' weights are orthogonal (they have no module in common) add nothing.
 ///
-/// One phase. These are refused: shapes that do not fit; a gram two of whose elements overlap. The
-/// cost is tasks (tasks + 1) / 2 heads (p q + modules) multiply-adds.
+/// It has one phase. These are refused: shapes that do not fit; a gram two of whose elements
+/// overlap. The cost is tasks (tasks + 1) / 2 heads (p q + modules) multiply-adds.
 inline void routed_gradient_gram(executor_ref executor, const const_tensor_ref<3>& weights,
                                  const const_tensor_ref<4>& d_mixed,
                                  const tensor_view<double, 2>& gram);
@@ -85,8 +84,8 @@ inline void routed_gradient_gram(executor_ref executor, const const_tensor_ref<3
 /// [tasks, rank, out_features], whose features the heads divide, and of which either may be absent;
 /// gram [tasks, tasks] accumulates. Tasks are the entries of the plan.
 ///
-/// One phase. These are refused: shapes that do not fit; no head at all, or features that the heads
-/// do not divide; a gram two of whose elements overlap. The cost is tasks (tasks + 1) / 2
+/// It has one phase. These are refused: shapes that do not fit; no head at all, or features that
+/// the heads do not divide; a gram two of whose elements overlap. The cost is tasks (tasks + 1) / 2
 /// (rank (in + out) + 2 heads modules) multiply-adds.
 inline void routed_lora_gradient_gram(executor_ref executor, const const_tensor_ref<3>& weights,
                                       const const_stacked_lora_matrices& d_mixed,
@@ -181,16 +180,12 @@ inline void routed_lora_gradient_gram(executor_ref executor, const const_tensor_
     argument_checks checks("routed_lora_gradient_gram");
     checks.input("weights", weights);
     const index_t heads = weights.extent(1);
-    checks.expect(
-        heads >= 1, "weights", [] { return std::string("at least one head"); },
-        [] { return std::string("none"); });
+    checks.expect(heads >= 1, "weights", "at least one head", "none");
     alignment_details::check_gradients(checks, "d_mixed.a", "d_mixed.b", d_mixed,
                                        weights.extent(0));
     const auto expect_blocks = [&](const char* argument, index_t features) {
-        checks.expect(
-            heads >= 1 && features % heads == 0, argument,
-            [&] { return "features that " + std::to_string(heads) + " heads divide"; },
-            [&] { return std::to_string(features); });
+        checks.expect(heads >= 1 && features % heads == 0, argument,
+                      joined("features that ", heads, " heads divide"), features);
     };
     expect_blocks("d_mixed.a", d_mixed.a.extent(1));
     expect_blocks("d_mixed.b", d_mixed.b.extent(2));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -170,13 +169,9 @@ inline double cosine(double product, double square, double other_square) noexcep
 inline void check_gram(argument_checks& checks, const const_tensor_ref<2>& gram) {
     checks.input("gram", gram, {any_extent, gram.extent(0)});
     for (index_t t = 0; checks.passed() && t < gram.extent(0); ++t)
-        checks.expect(
-            !(read_element(gram, t, t) < 0), "gram",
-            [] { return std::string("a diagonal of squares, which are 0 and more"); },
-            [&] {
-                return std::to_string(read_element(gram, t, t)) + " at position " +
-                       std::to_string(t);
-            });
+        checks.expect(!(read_element(gram, t, t) < 0), "gram",
+                      "a diagonal of squares, which are 0 and more",
+                      joined(read_element(gram, t, t), " at position ", t));
 }
 
 } // namespace gram_details

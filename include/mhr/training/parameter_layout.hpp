@@ -30,13 +30,9 @@ namespace layout_details {
 inline void check_buffer(const const_tensor_ref<1>& buffer, index_t first, index_t size) {
     argument_checks checks("parameter_place::in");
     checks.input("buffer", buffer);
-    checks.expect(
-        buffer.is_contiguous() && buffer.extent(0) - first >= size, "buffer",
-        [&] { return std::to_string(first + size) + " dense elements"; },
-        [&] {
-            return "extents " + check_details::text_of(buffer.extents().data(), 1) +
-                   " with strides " + check_details::text_of(buffer.strides().data(), 1);
-        });
+    checks.expect(buffer.is_contiguous() && buffer.extent(0) - first >= size, "buffer",
+                  joined(first + size, " dense elements"),
+                  joined("extents ", buffer.extents(), " with strides ", buffer.strides()));
     checks.raise();
 }
 
@@ -50,25 +46,20 @@ inline void append(argument_checks& checks, const char* argument, const index_t*
         counts = counts && extents[axis] >= 0;
         if (counts) count = check_details::saturating_product(count, extents[axis]);
     }
-    checks.expect(
-        counts && count <= largest - alignment - end, argument,
-        [] { return std::string("extents of 0 and more, whose elements an index counts"); },
-        [&] {
-            return check_details::text_of(extents, rank) + " after " + std::to_string(end) +
-                   " elements";
-        });
+    checks.expect(counts && count <= largest - alignment - end, argument,
+                  "extents of 0 and more, whose elements an index counts", [&] {
+                      return check_details::text_of(extents, rank) + " after " +
+                             std::to_string(end) + " elements";
+                  });
     if (checks.passed()) end += (count + alignment - 1) / alignment * alignment;
 }
 
 inline void check_heads(argument_checks& checks, const lora_shape& shape) {
-    checks.expect(
-        shape.heads >= 1 && shape.in_features % shape.heads == 0 &&
-            shape.out_features % shape.heads == 0,
-        "shape", [] { return std::string("heads that divide the features"); },
-        [&] {
-            return std::to_string(shape.heads) + " heads of " + std::to_string(shape.in_features) +
-                   " and " + std::to_string(shape.out_features) + " features";
-        });
+    checks.expect(shape.heads >= 1 && shape.in_features % shape.heads == 0 &&
+                      shape.out_features % shape.heads == 0,
+                  "shape", "heads that divide the features",
+                  joined(shape.heads, " heads of ", shape.in_features, " and ", shape.out_features,
+                         " features"));
 }
 
 } // namespace layout_details
@@ -88,7 +79,7 @@ struct parameter_place {
         return {tensor_axes<Rank>::row_major(extents), buffer.address_of(first), buffer.type()};
     }
 
-    /// The same of a buffer that is only read.
+    /// Returns the place in a buffer that is only read.
     [[nodiscard]] MHR_INLINE const_tensor_ref<Rank>
     in_const(const const_tensor_ref<1>& buffer) const {
         if (buffer.absent()) return {};
@@ -96,7 +87,7 @@ struct parameter_place {
         return {tensor_axes<Rank>::row_major(extents), buffer.address_of(first), buffer.type()};
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept {
         return tensor_axes<Rank>::row_major(extents).size();
     }
@@ -107,17 +98,18 @@ struct inventory_place {
     parameter_place<4> a; ///< [heads, modules, in_features / heads, rank]
     parameter_place<4> b; ///< [heads, modules, rank, out_features / heads]
 
-    /// The inventory in one of the buffers. These are refused: what parameter_place refuses.
+    /// Returns the inventory in one of the buffers. These are refused: what parameter_place
+    /// refuses.
     [[nodiscard]] MHR_INLINE lora_inventory_matrices in(const tensor_ref<1>& buffer) const {
         return {a.in(buffer), b.in(buffer)};
     }
 
-    /// The same of a buffer that is only read.
+    /// Returns the place in a buffer that is only read.
     [[nodiscard]] MHR_INLINE lora_inventory in_const(const const_tensor_ref<1>& buffer) const {
         return {a.in_const(buffer), b.in_const(buffer)};
     }
 
-    /// Number of elements of both.
+    /// Returns the number of elements of both.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return a.size() + b.size(); }
 };
 
@@ -126,15 +118,15 @@ struct inventory_place {
 /// parameters in bf16 and moments in f32 share a layout. Fill a new buffer with zeros: what lies
 /// between tensors stays zero then, in sums over ranks and in steps of an optimiser.
 ///
-/// What is trained in another way (the logits at a rate of their own) is placed after the rest: it
+/// Place what is trained in another way (the logits, at a rate of their own) after the rest: it
 /// begins at the `size()` before.
 class parameter_layout {
   public:
     /// Elements; see above.
     static constexpr index_t alignment = 32;
 
-    /// The next tensor: a router's logits [tasks, heads, modules], the modules of (IA)3, or what
-    /// else the host trains. These are refused: a negative extent; more elements than an index
+    /// Places the next tensor: a router's logits [tasks, heads, modules], the modules of (IA)3, or
+    /// what else the host trains. These are refused: a negative extent; more elements than an index
     /// counts.
     template <std::size_t Rank>
     MHR_INLINE parameter_place<Rank> place(const std::array<index_t, Rank>& extents) {
@@ -144,7 +136,7 @@ class parameter_layout {
         return result;
     }
 
-    /// The next inventory: its a [heads, modules, in_features / heads, rank], then its b
+    /// Places the next inventory: its a [heads, modules, in_features / heads, rank], then its b
     /// [heads, modules, rank, out_features / heads]. These are refused: what `place` refuses;
     /// features that the heads do not divide.
     MHR_INLINE inventory_place place_inventory(const lora_shape& shape) {
@@ -162,8 +154,8 @@ class parameter_layout {
         return result;
     }
 
-    /// Elements so far, those between tensors and after the last one included: a multiple of the
-    /// alignment.
+    /// Returns the number of elements so far, those between tensors and after the last one
+    /// included, which is a multiple of the alignment.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return size_; }
 
   private:

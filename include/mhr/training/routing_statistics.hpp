@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -12,8 +11,8 @@
 #include <mhr/routing/gates.hpp>
 
 /// \file
-/// What a routing table has become: how many gates are open, how decided they are, how evenly the
-/// modules are used; and how many modules a task's weights really mix.
+/// Statistics of a routing table: how many gates are open, how decided they are, how evenly the
+/// modules are used, and how many modules a task's weights really mix.
 
 namespace mhr {
 
@@ -139,14 +138,9 @@ inline void routing_entropy(const const_tensor_ref<3>& weights, const tensor_ref
         for (index_t h = 0; checks.passed() && h < weights.extent(1); ++h)
             for (index_t m = 0; checks.passed() && m < weights.extent(2); ++m) {
                 const double weight = read_element(weights, t, h, m);
-                checks.expect(
-                    weight >= 0 && std::isfinite(weight), "weights",
-                    [] { return std::string("finite numbers, 0 and more"); },
-                    [&] {
-                        const std::array<index_t, 3> at{t, h, m};
-                        return std::to_string(weight) + " at " +
-                               check_details::text_of(at.data(), at.size());
-                    });
+                checks.expect(weight >= 0 && std::isfinite(weight), "weights",
+                              "finite numbers, 0 and more",
+                              joined(weight, " at ", std::array<index_t, 3>{t, h, m}));
             }
     checks.raise();
     for (index_t t = 0; t < weights.extent(0); ++t)

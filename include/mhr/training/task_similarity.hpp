@@ -5,8 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <iterator>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include <mhr/core/argument_checks.hpp>
@@ -17,8 +15,8 @@
 #include <mhr/training/gram.hpp>
 
 /// \file
-/// Which tasks are routed alike, and an order of the tasks that puts those next to each other: the
-/// two that a heat map of a routing table wants.
+/// The similarity of the tasks' routing, and an order of the tasks that puts similar ones next to
+/// each other: a heat map of a routing table needs both.
 
 namespace mhr {
 inline namespace MHR_ISA {
@@ -89,7 +87,8 @@ class average_linkage {
         if (chain.empty()) chain.push_back(0);
         const index_t last = chain.back();
         const index_t previous = chain.size() > 1 ? chain[chain.size() - 2] : -1;
-        // Of equals the previous one, or the chain could go round in a circle; else the first.
+        // Among equals the previous one is taken, or the chain could go round in a circle;
+        // otherwise the first one.
         index_t nearest = previous;
         double most = previous < 0 ? 0 : between(last, previous);
         for (index_t other = 0; other < count_; ++other) {
@@ -111,7 +110,7 @@ class average_linkage {
             if (other == a || other == b || leaves(other).empty()) continue;
             const double of_a = between(a, other);
             const double of_b = between(b, other);
-            // Between the two in spite of rounding: what the chain relies on.
+            // The chain relies on a mean that is between the two in spite of rounding.
             const double mean = std::clamp(of_a + share_of_b * (of_b - of_a),
                                            (std::min)(of_a, of_b), (std::max)(of_a, of_b));
             between(a, other) = mean;
@@ -166,14 +165,10 @@ inline void clustering_order(const const_tensor_ref<2>& similarity,
         for (index_t t = s + 1; checks.passed() && t < tasks; ++t) {
             const double value = read_element(similarity, s, t);
             const double mirrored = read_element(similarity, t, s);
-            checks.expect(
-                std::isfinite(value) && !(value < mirrored) && !(value > mirrored), "similarity",
-                [] { return std::string("finite numbers, symmetric"); },
-                [&] {
-                    const std::array<index_t, 2> at{s, t};
-                    return std::to_string(value) + " and " + std::to_string(mirrored) + " at " +
-                           check_details::text_of(at.data(), at.size()) + " and its mirror image";
-                });
+            checks.expect(std::isfinite(value) && !(value < mirrored) && !(value > mirrored),
+                          "similarity", "finite numbers, symmetric",
+                          joined(value, " and ", mirrored, " at ", std::array<index_t, 2>{s, t},
+                                 " and its mirror image"));
         }
     checks.raise();
     if (tasks == 0) return;

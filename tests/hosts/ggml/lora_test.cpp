@@ -119,7 +119,7 @@ TEST_CASE("an engine learns beforehand what cannot be served, and bad nodes are 
     const auto tensor_of = [&](ggml_type type, index_t e0, index_t e1, index_t e2 = 1) {
         return ggml_new_tensor_3d(memory, type, e0, e1, e2);
     };
-    // What is refused is also the answer beforehand, and nothing else is.
+    // A call is refused if and only if `why_not` says so beforehand.
     const auto refused = [&](const char* function, const char* argument, ggml_tensor* base,
                              ggml_tensor* x, const ggml::layer_adapters& adapters) {
         const std::string why = ggml::why_not(base, x, adapters);
@@ -188,7 +188,7 @@ namespace {
 
 int told_to = -1;
 
-/// What ggml says when a computation ends the program, in a process of its own.
+/// Returns what ggml says when a computation ends the program, in a process of its own.
 template <class Function>
 std::string last_words_of(Function&& f) {
     int ends[2];

@@ -127,7 +127,7 @@ TEST_CASE("a routed layer as a graph: a base product, mixing, LoRA") {
 }
 
 TEST_CASE("mixing nodes write what mix_lora_forward writes, also narrower") {
-    // Of a size that is shared out among threads.
+    // The sizes are large enough to be shared out among threads.
     constexpr index_t two_heads = 2, in_of_head = 4096, out_of_head = 4097, ranks = 8, entries = 4;
     const ggml_memory memory;
     ggml_tensor* const weights =

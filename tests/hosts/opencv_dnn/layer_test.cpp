@@ -118,7 +118,7 @@ TEST_CASE("constants and activations of f16 give what f32 gives of the same numb
             transform_elements(ref_of<2>(input), [&](double) { return random.uniform(-1, 1); });
             input.convertTo(input, type_of_activations);
         }
-        // What lies behind the output is not the layer's.
+        // The memory behind the output is not the layer's.
         cv::Mat memory(9, 6, type_of_activations, cv::Scalar(5));
         std::vector<cv::Mat> outputs{memory.rowRange(0, 8)};
         std::vector<cv::Mat> internals{cv::Mat(8, 2, CV_32F)};

@@ -341,7 +341,8 @@ TEST_CASE("bad input is refused before anything is written") {
     const layer l(mixed_tasks, 2);
     const Tensor y = l.y.detach();
     const Tensor before = y.clone();
-    /// What is refused, and told beforehand in the same words; `tensors` as layer::leaves has them.
+    /// Checks that a call is refused, and that `why_not` says so beforehand in the same words;
+    /// `tensors` are those of layer::leaves.
     const auto refused = [&](const char* argument, const std::array<Tensor, 5>& tensors,
                              const std::shared_ptr<const routed_batch>& batch) {
         const auto& t = tensors;

@@ -42,7 +42,7 @@ struct small_model : ::torch::nn::Module {
         return second->forward(first->forward(x, weights, batch).relu(), weights, batch);
     }
 
-    /// The same by the formula.
+    /// Computes the same by the formula.
     [[nodiscard]] Tensor formula(const Tensor& x, const std::vector<std::int64_t>& tasks,
                                  entry_per entry, const Tensor& uniforms) const {
         const Tensor logits = router->module_logits.view({7, 2, 3});

@@ -39,7 +39,7 @@ void check_elements(at::ScalarType type, element_type want) {
     set_element(ref, {3, 1, 0}, 5);
     CHECK(turned.whole[0][2][3].item<double>() == 5);
 
-    // The same memory as a tensor again.
+    // The memory becomes a tensor again.
     Tensor again = tensor_of(ref);
     CHECK(again.data_ptr() == turned.part.data_ptr());
     CHECK(same_bits(again, turned.part));

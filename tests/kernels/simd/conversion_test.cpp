@@ -15,6 +15,7 @@
 #include "support/comparison.hpp"
 #include "support/element_access.hpp"
 #include "support/guarded_tensor.hpp"
+#include "support/half_formats.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
 #include "support/tensor.hpp"
@@ -23,25 +24,6 @@ using namespace mhr;
 using namespace mhr::test;
 
 namespace {
-
-std::uint32_t bits_of(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-float float_of(std::uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// All 65536 patterns of 16 bits, as a host has them that knows no class for them.
-std::vector<std::uint16_t> all_patterns() {
-    std::vector<std::uint16_t> patterns(1 << 16);
-    for (std::size_t i = 0; i < patterns.size(); ++i)
-        patterns[i] = static_cast<std::uint16_t>(i);
-    return patterns;
-}
 
 template <class A, class Arch>
 std::vector<A> widened(element_type type, const std::vector<std::uint16_t>& bits) {

@@ -1,59 +1,27 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
-#include <random>
 #include <vector>
 
 #include <doctest/doctest.h>
 
-#include "support/scalar.hpp"
 #include <mhr/core/sums.hpp>
 #include <mhr/kernels/simd/half_vectors.hpp>
 
 #include "support/architectures.hpp"
+#include "support/half_formats.hpp"
 
 using namespace mhr;
 using namespace mhr::test;
 
 namespace {
 
-// The two formats: a sign, an exponent and a fraction.
-struct bf16_format {
-    static constexpr int fraction_bits = 7;
-    static constexpr int bias = 127;
-    static constexpr std::uint16_t infinity = 0x7F80;
-    template <class Arch>
-    using vectors = kernels::bf16_vectors<Arch>;
-};
-struct f16_format {
-    static constexpr int fraction_bits = 10;
-    static constexpr int bias = 15;
-    static constexpr std::uint16_t infinity = 0x7C00;
-    template <class Arch>
-    using vectors = kernels::f16_vectors<Arch>;
-};
-
-std::uint32_t bits_of(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-float float_of(std::uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// All 65536 patterns of 16 bits.
-std::vector<std::uint16_t> all_patterns() {
-    std::vector<std::uint16_t> patterns(1 << 16);
-    for (std::size_t i = 0; i < patterns.size(); ++i)
-        patterns[i] = static_cast<std::uint16_t>(i);
-    return patterns;
-}
+template <class Arch>
+kernels::bf16_vectors<Arch> vectors_of(bf16_format);
+template <class Arch>
+kernels::f16_vectors<Arch> vectors_of(f16_format);
+template <class Format, class Arch>
+using vectors = decltype(vectors_of<Arch>(Format()));
 
 // The vectors' results, for numbers that are padded to whole vectors with the last one.
 template <class Format, class Arch>
@@ -63,7 +31,7 @@ std::vector<float> widened(std::vector<std::uint16_t> from) {
     from.resize((count + width - 1) / width * width, from.back());
     std::vector<float> to(from.size());
     for (std::size_t i = 0; i < from.size(); i += width)
-        Format::template vectors<Arch>::load(&from[i]).store_unaligned(&to[i]);
+        vectors<Format, Arch>::load(&from[i]).store_unaligned(&to[i]);
     to.resize(count);
     return to;
 }
@@ -74,72 +42,10 @@ std::vector<std::uint16_t> rounded(std::vector<float> from) {
     from.resize((count + width - 1) / width * width, from.back());
     std::vector<std::uint16_t> to(from.size());
     for (std::size_t i = 0; i < from.size(); i += width)
-        Format::template vectors<Arch>::store(
-            kernels::vector<float, Arch>::load_unaligned(&from[i]), &to[i]);
+        vectors<Format, Arch>::store(kernels::vector<float, Arch>::load_unaligned(&from[i]),
+                                     &to[i]);
     to.resize(count);
     return to;
-}
-
-// The number that the bits of a magnitude mean, as the formats define it; infinity counts as the
-// number that would follow the largest, from which IEEE 754 rounds to it.
-template <class Format>
-double magnitude_of(int bits) {
-    static const std::vector<double> magnitudes = [] {
-        constexpr int normal = 1 << Format::fraction_bits;
-        std::vector<double> all;
-        for (int i = 0; i <= Format::infinity; ++i) {
-            const int exponent = std::max(i / normal, 1) - Format::bias - Format::fraction_bits;
-            all.push_back(std::ldexp(i < normal ? i : normal + i % normal, exponent));
-        }
-        return all;
-    }();
-    return magnitudes[static_cast<std::size_t>(bits)];
-}
-
-// True if `bits` is the nearest to `value`: no neighbour is nearer, nor as near and even.
-template <class Format>
-bool is_rounded(float value, std::uint16_t bits) {
-    const int magnitude = bits & 0x7FFF;
-    if (std::isnan(value)) return magnitude > Format::infinity;
-    if (std::signbit(value) != ((bits & 0x8000) != 0)) return false;
-    if (std::isinf(value)) return magnitude == Format::infinity;
-    if (magnitude > Format::infinity) return false;
-    const auto distance = [&](int of) {
-        return std::abs(std::abs(static_cast<double>(value)) - magnitude_of<Format>(of));
-    };
-    const auto beaten_by = [&](int other) {
-        return distance(other) < distance(magnitude) ||
-               (is_exactly(distance(other), distance(magnitude)) && magnitude % 2 != 0);
-    };
-    return (magnitude == 0 || !beaten_by(magnitude - 1)) &&
-           (magnitude == Format::infinity || !beaten_by(magnitude + 1));
-}
-
-// Every number of the format, halfway to the next, and the floats next to both: where rounding,
-// underflow and overflow change. And many others.
-template <class Format>
-std::vector<float> floats_to_round() {
-    std::vector<float> values;
-    const auto add = [&](double value) {
-        const auto nearest = static_cast<float>(value);
-        const float infinity = std::numeric_limits<float>::infinity();
-        for (float number :
-             {nearest, std::nextafter(nearest, infinity), std::nextafter(nearest, 0.F)})
-            values.insert(values.end(), {number, -number});
-    };
-    for (int bits = 0; bits < Format::infinity; ++bits) {
-        const double number = magnitude_of<Format>(bits);
-        add(number);
-        add((number + magnitude_of<Format>(bits + 1)) / 2);
-    }
-    // Infinity; numbers of NaN with a payload at either end; the largest and smallest floats.
-    for (std::uint32_t bits : {0x7F800000U, 0x7F800001U, 0x7FC00000U, 0x7FFFFFFFU, 0x7F801FFFU,
-                               0x7F7FFFFFU, 0x00800000U, 0x007FFFFFU, 0x00000001U})
-        values.insert(values.end(), {float_of(bits), float_of(bits | 0x80000000U)});
-    std::mt19937 random(5);
-    for (int i = 0; i < 50000; ++i)
-        values.push_back(float_of(static_cast<std::uint32_t>(random())));
-    return values;
 }
 
 } // namespace
@@ -239,23 +145,4 @@ TEST_CASE_TEMPLATE("every float is rounded to the nearest, ties to even", Format
             }
         CHECK(wrong == 0);
     });
-}
-
-TEST_CASE("the check of roundings reports wrong ones") {
-    CHECK(is_rounded<f16_format>(1, 0x3C00));
-    CHECK_FALSE(is_rounded<f16_format>(1, 0x3C01));
-    CHECK_FALSE(is_rounded<f16_format>(1, 0xBC00));
-    CHECK(is_rounded<f16_format>(1 + 0x1p-11F, 0x3C00)); // a tie
-    CHECK_FALSE(is_rounded<f16_format>(1 + 0x1p-11F, 0x3C01));
-    CHECK(is_rounded<f16_format>(1 + 0x1.8p-10F, 0x3C02));
-    CHECK_FALSE(is_rounded<f16_format>(1 + 0x1.8p-10F, 0x3C01));
-    CHECK(is_rounded<f16_format>(65519.F, 0x7BFF));
-    CHECK(is_rounded<f16_format>(65520.F, 0x7C00));
-    CHECK_FALSE(is_rounded<f16_format>(65520.F, 0x7BFF));
-    CHECK(is_rounded<f16_format>(0x1p-25F, 0));
-    CHECK(is_rounded<f16_format>(0x1.000002p-25F, 1));
-    CHECK_FALSE(is_rounded<f16_format>(0x1.000002p-25F, 0));
-    CHECK(is_rounded<f16_format>(-0.F, 0x8000));
-    CHECK_FALSE(is_rounded<f16_format>(-0.F, 0));
-    CHECK_FALSE(is_rounded<bf16_format>(std::numeric_limits<float>::quiet_NaN(), 0x7F80));
 }

@@ -17,7 +17,7 @@ namespace mhr::test {
 /// so that a list may hold them all.
 using any_tensor = tensor_ref<4>;
 
-/// What a call does with a tensor.
+/// The use that a call makes of a tensor.
 enum class role {
     input,           ///< It is read forward and backward.
     forward_input,   ///< It is read forward alone.
@@ -27,7 +27,7 @@ enum class role {
     gradient,        ///< It is added to backward, and may be absent.
 };
 
-/// What the first axis of a tensor counts.
+/// The things that the first axis of a tensor counts.
 enum class counted { parts_of_layer, rows, entries };
 
 /// One tensor of a call, as the page of an adapter describes it.
@@ -79,7 +79,7 @@ struct tensor_spec {
     }
 };
 
-/// What one call is given.
+/// The arguments of one call.
 class arguments {
   public:
     double scale = 1; ///< of those adapters that have one

@@ -25,7 +25,7 @@
 
 namespace mhr::test {
 
-/// What a call is made of. A test names what differs from these defaults.
+/// The choices of which a call is made. A test names what differs from these defaults.
 struct call_options {
     contract_sizes sizes{};
     std::vector<std::int64_t> task_of_row{}; ///< random if there are none

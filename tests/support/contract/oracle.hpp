@@ -40,7 +40,7 @@ oracle_values<S> magnitudes_of(adapter_call& call) {
 }
 /// @}
 
-/// What a forward and a backward make of a call, and the summed magnitudes of the terms.
+/// The results of a forward and a backward of a call, and the summed magnitudes of the terms.
 template <class S>
 struct expectation {
     oracle_values<S> values, magnitudes;

@@ -83,7 +83,7 @@ class output_mixed_lora_page : public described_adapter<output_mixed_lora_page> 
         const auto a = v.template input<4>("inventory.a").slice(0, 0);
         const auto weights = v.template input<3>("layer.weights").slice(1, 0);
         const auto hidden = v.template get<3>("state.hidden");
-        // What a weight of 0 leaves out keeps its place in hidden.
+        // A module that a weight of 0 leaves out keeps its place in hidden.
         for_each_position(hidden.extents(), [&](const position<3>& at) {
             const index_t entry = v.entry_of_row(at[0]);
             if (entry < 0 || is_exactly(weights(entry, at[1]), S(0))) return;

@@ -113,7 +113,7 @@ inline void check_rank_sums(const adapter& page) {
     CHECK(none.calls == 0);
 }
 
-/// What ranks sum is dense, and all of it there.
+/// The memory that ranks sum is dense and complete.
 inline void check_bad_rank_sums(const adapter& page) {
     rank_sum sum;
     for (layout order : {layout::padded, layout::column_major, layout::reversed}) {

@@ -154,7 +154,7 @@ inline void check_bad_tensors(const adapter& page) {
                 check.bad(spec, bad.tensor);
             }
         }
-        // What was refused is served when it is good.
+        // A call that was refused is served when its arguments are good.
         CHECK(page.why_not({check.call().plan}, check.call().given()).empty());
         CHECK_NOTHROW(check.call().run());
     }

@@ -38,12 +38,12 @@ std::string add_adapter(const ggml_tensor* a, const ggml_tensor* b, lora& adapte
 } // namespace ggml_details
 } // namespace MHR_ISA
 
-/// What the LoRA nodes of a graph have in common. It is read whenever the graph is computed, and so
-/// is to be kept until then. Between computations it may change: to other tasks for the same number
-/// of rows.
+/// The batch that the LoRA nodes of a graph share. It is read whenever the graph is computed, so
+/// keep it until then. Between computations it may change to other tasks for the same number of
+/// rows.
 struct lora_batch {
     const batch_plan* plan = nullptr; ///< of the rows
-    /// Which adapter each entry of the plan uses; absent: entry g uses adapter g.
+    /// The adapter that each entry of the plan uses. If it is absent, entry g uses adapter g.
     tensor_view<const index_t, 1> adapter_of_entry{};
 };
 
@@ -53,7 +53,7 @@ struct lora_batch {
 /// computations it may change, to adapters of no larger rank.
 class layer_adapters {
   public:
-    /// None yet, for a layer of these features. The batch must outlive this.
+    /// Begins without adapters, for a layer of these features. The batch must outlive this.
     MHR_INLINE layer_adapters(const lora_batch& batch, index_t in_features, index_t out_features)
         : batch_(&batch), in_features_(in_features), out_features_(out_features) {}
 
@@ -81,7 +81,7 @@ class layer_adapters {
         why_.clear();
     }
 
-    /// What the adapters are of, and themselves.
+    /// The batch and layer that the adapters are for, and the adapters themselves.
     /// @{
     [[nodiscard]] MHR_INLINE const lora_batch& batch() const noexcept { return *batch_; }
     [[nodiscard]] MHR_INLINE const std::vector<lora>& adapters() const noexcept {
@@ -153,9 +153,7 @@ inline lora_list list_of(const layer_adapters& adapters) noexcept {
 }
 
 inline void check_plan(argument_checks& checks, const batch_plan* plan) {
-    checks.expect(
-        plan != nullptr, "batch.plan", [] { return std::string("a plan"); },
-        [] { return std::string("a null pointer"); });
+    checks.expect(plan != nullptr, "batch.plan", "a plan", "a null pointer");
 }
 
 /// The rows that a node reads and adds to.
@@ -210,7 +208,7 @@ void run_or_abort(Function&& f) noexcept {
 #endif
 }
 
-/// What a LoRA node does, whose last source is `hidden`.
+/// Computes a LoRA node, whose last source is `hidden`.
 inline void compute(const ggml_tensor& y, const share_executor& executor, const batch_plan* plan,
                     const lora_list& adapters, const ggml_tensor& hidden) {
     lora_forward({*plan, executor}, adapters, unchecked_ref_of<2>(*y.src[1]),
@@ -226,7 +224,7 @@ inline void compute_lora(ggml_tensor* y, int ith, int nth, void* adapters) noexc
         compute(*y, {ith, nth}, layer.batch().plan, list_of(layer), *y->src[2]);
     });
 }
-/// `hidden` of a node.
+/// Makes the tensor `hidden` of a node.
 inline ggml_tensor* new_hidden(ggml_context* context, element_type sums, index_t rank,
                                index_t rows) {
     return ggml_new_tensor_2d(context, type_of(sums), (std::max)(rank, index_t(1)), rows);

@@ -21,8 +21,8 @@
 namespace mhr {
 namespace ggml {
 
-/// What the nodes of routed layers have in common; to be kept as a lora_batch is. Other
-/// tasks for the same number of rows have to be as many, too.
+/// The batch that the nodes of routed layers share. Keep it as long as a lora_batch. If its tasks
+/// change, their number must stay the same.
 struct routed_batch {
     const batch_plan* plan = nullptr; ///< of the rows
     double scale = 1;                 ///< on x A B
@@ -45,22 +45,22 @@ struct routed_tensors {
 
 inline namespace MHR_ISA {
 
-/// As why_not and lora_inplace of hosts/ggml/lora.hpp, for adapters that are tensors of the graph:
-/// entry g of the plan uses a[g] and b[g].
+/// These do what why_not and lora_inplace of hosts/ggml/lora.hpp do, for adapters that are tensors
+/// of the graph: entry g of the plan uses a[g] and b[g].
 /// @{
 inline std::string why_not(const ggml_tensor* base, const ggml_tensor* x,
                            const mixed_tensors& adapters, const routed_batch& batch);
-/// This makes the node.
+/// Makes the node.
 inline ggml_tensor* mixed_lora_inplace(ggml_context* context, ggml_tensor* base, ggml_tensor* x,
                                        const mixed_tensors& adapters, const routed_batch& batch);
 /// @}
 
-/// The same for a routed layer: nodes that mix its modules for each entry of the plan, and one that
-/// adds the outputs.
+/// These serve a routed layer, by nodes that mix its modules for each entry of the plan and one
+/// that adds the outputs.
 /// @{
 inline std::string why_not(const ggml_tensor* base, const ggml_tensor* x,
                            const routed_tensors& layer, const routed_batch& batch);
-/// This makes the nodes.
+/// Makes the nodes.
 inline ggml_tensor* routed_lora_inplace(ggml_context* context, ggml_tensor* base, ggml_tensor* x,
                                         const routed_tensors& layer, const routed_batch& batch);
 /// @}
@@ -73,7 +73,7 @@ inline ggml_tensor* routed_lora_inplace(ggml_context* context, ggml_tensor* base
 /// @{
 inline ggml_tensor* mix_lora_a(ggml_context* context, ggml_tensor* weights, ggml_tensor* modules,
                                ggml_type type = GGML_TYPE_F32);
-/// This one mixes b.
+/// Mixes b.
 inline ggml_tensor* mix_lora_b(ggml_context* context, ggml_tensor* weights, ggml_tensor* modules,
                                ggml_type type = GGML_TYPE_F32);
 /// @}
@@ -146,7 +146,8 @@ inline ggml_tensor* new_mixture(argument_checks& checks, ggml_context* context,
         run_or_abort([&] {
             const auto matrices = unchecked_ref_of<3>(*mixed);
             const auto inventory = unchecked_ref_of<4>(*mixed->src[1]);
-            // Of a, matrices are [entries, rank, in_features], of b [entries, rank, out_features].
+            // The matrices are [entries, rank, in_features] for a and [entries, rank, out_features]
+            // for b.
             const auto of_heads = matrices.split(2, inventory.extent(0)).transpose(1, 2);
             mix_forward(share_executor{ith, nth}, unchecked_ref_of<3>(*mixed->src[0]), inventory,
                         kind != nullptr ? of_heads.transpose(2, 3) : of_heads);

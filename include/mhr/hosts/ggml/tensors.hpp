@@ -30,8 +30,8 @@ inline namespace MHR_ISA {
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const ggml_tensor* tensor);
 
-/// The same of integers, such as ids, of which the compiler knows the type: T is std::int32_t or
-/// std::int64_t, const or not.
+/// Returns a view of integers, such as ids: T is std::int32_t or std::int64_t, const or not. A
+/// tensor of another type is refused.
 template <class T, std::size_t Rank>
 tensor_view<T, Rank> view_of(const ggml_tensor* tensor);
 
@@ -51,7 +51,7 @@ inline ggml_type type_of(element_type type) noexcept {
     return GGML_TYPE_COUNT;
 }
 
-/// Of a type that was checked.
+/// Converts a type that was checked.
 inline element_type type_of(ggml_type type) noexcept {
     return type == GGML_TYPE_F64    ? element_type::f64
            : type == GGML_TYPE_BF16 ? element_type::bf16
@@ -60,10 +60,8 @@ inline element_type type_of(ggml_type type) noexcept {
 }
 
 inline void check_type(argument_checks& checks, const char* argument, ggml_type type) {
-    checks.expect(
-        type_of(type_of(type)) == type, argument,
-        [] { return std::string("the type f32, f64, f16 or bf16"); },
-        [&] { return std::string(ggml_type_name(type)); });
+    checks.expect(type_of(type_of(type)) == type, argument, "the type f32, f64, f16 or bf16",
+                  ggml_type_name(type));
 }
 
 /// The axes of a tensor in our order: ggml counts the fastest first.
@@ -81,29 +79,25 @@ template <std::size_t Rank>
 tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
                                const ggml_tensor& tensor, std::size_t size) {
     for (const std::size_t bytes : tensor.nb)
-        checks.expect(
-            bytes % size == 0, argument,
-            [&] { return "strides of whole elements of " + std::to_string(size) + " bytes"; },
-            [&] { return std::to_string(bytes) + " bytes"; });
+        checks.expect(bytes % size == 0, argument,
+                      joined("strides of whole elements of ", size, " bytes"),
+                      joined(bytes, " bytes"));
     return host_details::merge_leading_axes<Rank>(
         checks, argument, GGML_MAX_DIMS, [&](std::size_t axis) { return extent_of(tensor, axis); },
         [&](std::size_t axis) { return stride_of(tensor, axis, size); });
 }
 
-/// Memory of the processor, or none yet.
+/// Checks that a tensor has memory of the processor, or none yet.
 inline void check_memory(argument_checks& checks, const char* argument, const ggml_tensor& tensor) {
     const ggml_backend_buffer_t buffer =
         tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
-    checks.expect(
-        buffer == nullptr || ggml_backend_buffer_is_host(buffer), argument,
-        [] { return std::string("memory that the processor reads as it lies"); },
-        [&] { return std::string("that of ") + ggml_backend_buffer_name(buffer); });
+    checks.expect(buffer == nullptr || ggml_backend_buffer_is_host(buffer), argument,
+                  "memory that the processor reads as it lies",
+                  [&] { return std::string("that of ") + ggml_backend_buffer_name(buffer); });
 }
 
 inline void check_tensor(argument_checks& checks, const char* argument, const ggml_tensor* tensor) {
-    checks.expect(
-        tensor != nullptr, argument, [] { return std::string("a tensor"); },
-        [] { return std::string("a null pointer"); });
+    checks.expect(tensor != nullptr, argument, "a tensor", "a null pointer");
 }
 
 /// A tensor at any memory, which is checked but for that.
@@ -125,7 +119,7 @@ tensor_ref<Rank> shape_of(argument_checks& checks, const char* argument,
     return checked_ref_at<Rank>(checks, argument, somewhere, tensor);
 }
 
-/// The same where it was checked when the node was made.
+/// Returns a tensor that was checked when the node was made.
 template <std::size_t Rank>
 tensor_ref<Rank> unchecked_ref_of(const ggml_tensor& tensor) noexcept {
     const element_type type = type_of(tensor.type);
@@ -159,10 +153,8 @@ tensor_view<T, Rank> view_of(const ggml_tensor* tensor) {
     ggml_details::check_tensor(checks, "tensor", tensor);
     if (checks.passed()) ggml_details::check_memory(checks, "tensor", *tensor);
     checks.raise();
-    checks.expect(
-        tensor->type == type, "tensor",
-        [] { return std::string("the type ") + ggml_type_name(type); },
-        [&] { return std::string(ggml_type_name(tensor->type)); });
+    checks.expect(tensor->type == type, "tensor", joined("the type ", ggml_type_name(type)),
+                  ggml_type_name(tensor->type));
     const tensor_view<T, Rank> view(
         ggml_details::checked_axes<Rank>(checks, "tensor", *tensor, sizeof(T)),
         static_cast<T*>(tensor->data));

@@ -40,7 +40,7 @@ namespace mhr {
 namespace opencv {
 inline namespace MHR_ISA {
 
-/// What the routed layers of a network share: which task each image (or sequence) of the batch
+/// The batch that the routed layers of a network share: it says which task each image (or sequence)
 /// belongs to. Plans are made once for a batch, however many layers use them.
 class image_batch {
   public:
@@ -69,13 +69,14 @@ class image_batch {
     /// mixed anew.
     void forget_mixed() noexcept { ++version_; }
 
-    /// Images of the batch.
+    /// Returns the number of images of the batch.
     [[nodiscard]] index_t images() const noexcept { return static_cast<index_t>(tasks_.size()); }
 
     /// The version of the layers' blobs: how often forget_mixed was called.
     [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
 
-    /// The plan of a layer with so many rows for each image. Valid until the next call.
+    /// Returns the plan of a layer with so many rows for each image, which is valid until the next
+    /// call.
     const batch_plan& plan(index_t rows_of_image) {
         planned& found = place_for(rows_of_image);
         if (found.batch != batch_) {
@@ -117,26 +118,27 @@ class image_batch {
 /// task's once (see mixed_lora_cache).
 ///
 /// Inputs: x [.., in_features] and base [.., out_features], images first: what the product takes
-/// that the adapter stands beside, and what it gives. Output: y, as base.
-/// Constants, as initialisers of the node or blobs of LayerParams, each f32 or f16: a [heads,
-/// modules, in_features / heads, rank], b [heads, modules, rank, out_features / heads], and the
-/// mixing weights [tasks, heads, modules] of all tasks that the network knows.
-/// Attributes: scale (if it has none, 1 / rank); capacity, the most tasks that a batch may have and
-/// of which mixed adapters are kept (if it has none, all).
+/// that the adapter stands beside, and what it gives. The output is y, as base. Constants, as
+/// initialisers of the node or blobs of LayerParams, each f32 or f16: a [heads, modules,
+/// in_features / heads, rank], b [heads, modules, rank, out_features / heads], and the mixing
+/// weights [tasks, heads, modules] of all tasks that the network knows. Attributes: scale (if it
+/// has none, 1 / rank); capacity, the most tasks that a batch may have and of which mixed adapters
+/// are kept (if it has none, all).
 ///
 /// It runs on the processor, by OpenCV's own backend, and sums in f32; its scratch is an internal
 /// blob of the network.
 ///
-/// What is refused is told by the layer's name: constants that do not fit when it is made, the
-/// inputs' shapes and types when the network learns them, and the batch's tasks in forward, before
-/// anything is written. The `why_not` functions tell the same without an error.
+/// These are refused, by errors that begin with the layer's name: constants that do not fit, when
+/// the layer is made; shapes and types of inputs, when the network learns them; and the batch's
+/// tasks, in forward, before anything is written. The `why_not` functions tell the same without an
+/// error.
 class routed_lora_layer final : public cv::dnn::Layer {
   public:
-    /// Of a node's constants and attributes. These are refused: another number of constants than
-    /// three; those of other axes, types or shapes; a capacity below 1.
+    /// Makes a layer of a node's constants and attributes. These are refused: another number of
+    /// constants than three; those of other axes, types or shapes; a capacity below 1.
     explicit routed_lora_layer(const cv::dnn::LayerParams& params);
 
-    /// What OpenCV's factory of layers asks for; see register_routed_lora.
+    /// Makes a layer for OpenCV's factory; see register_routed_lora.
     static cv::Ptr<cv::dnn::Layer> create(cv::dnn::LayerParams& params) {
         return cv::makePtr<routed_lora_layer>(params);
     }
@@ -152,21 +154,21 @@ class routed_lora_layer final : public cv::dnn::Layer {
     /// that give such a batch to another network.
     [[nodiscard]] std::string why_not(index_t rows) const;
 
-    /// What OpenCV asks when it learns the shapes of the inputs.
+    /// OpenCV asks this when it learns the shapes of the inputs.
     bool getMemoryShapes(const std::vector<cv::dnn::MatShape>& inputs, int required_outputs,
                          std::vector<cv::dnn::MatShape>& outputs,
                          std::vector<cv::dnn::MatShape>& internals) const override;
 
-    /// What OpenCV calls when the inputs and outputs have memory.
+    /// OpenCV calls this when the inputs and outputs have memory.
     void finalize(cv::InputArrayOfArrays input_array,
                   cv::OutputArrayOfArrays output_array) override;
 
-    /// What OpenCV calls for each batch.
+    /// OpenCV calls this for each batch.
     void forward(cv::InputArrayOfArrays input_array, cv::OutputArrayOfArrays output_array,
                  cv::OutputArrayOfArrays internal_array) override;
 
   private:
-    /// Of a batch whose entries have these weights.
+    /// Returns the layer for a batch whose entries have these weights.
     [[nodiscard]] routed_lora layer_with(const const_tensor_ref<3>& weights) const {
         return {const_ref_of<4>(blobs[0]), const_ref_of<4>(blobs[1]), weights, scale_};
     }
@@ -200,10 +202,8 @@ using matrix_details::checked_ref;
 
 inline void check_axes(argument_checks& checks, const char* argument, const cv::Mat& blob,
                        int axes) {
-    checks.expect(
-        blob.dims == axes && !blob.empty(), argument,
-        [&] { return std::to_string(axes) + " axes"; },
-        [&] { return blob.empty() ? "none" : std::to_string(blob.dims); });
+    checks.expect(blob.dims == axes && !blob.empty(), argument, joined(axes, " axes"),
+                  [&] { return blob.empty() ? "none" : std::to_string(blob.dims); });
 }
 
 inline std::string text_of(const cv::dnn::MatShape& shape) {
@@ -213,10 +213,9 @@ inline std::string text_of(const cv::dnn::MatShape& shape) {
 
 inline void check_features(argument_checks& checks, const char* argument,
                            const cv::dnn::MatShape& shape, index_t features) {
-    checks.expect(
-        shape.size() >= 2 && shape.back() == features, argument,
-        [&] { return "at least 2 axes, the last of " + std::to_string(features); },
-        [&] { return text_of(shape); });
+    checks.expect(shape.size() >= 2 && shape.back() == features, argument,
+                  joined("at least 2 axes, the last of ", features),
+                  [&] { return text_of(shape); });
 }
 
 inline int rows_of(const cv::dnn::MatShape& shape) {
@@ -243,9 +242,7 @@ inline routed_lora_layer::routed_lora_layer(const cv::dnn::LayerParams& params)
     : cv::dnn::Layer(params), title_("mhr.RoutedLora " + params.name) {
     using namespace layer_details;
     argument_checks checks(title_.c_str());
-    checks.expect(
-        blobs.size() == 3, "constants", [] { return std::string("a, b and weights"); },
-        [&] { return std::to_string(blobs.size()); });
+    checks.expect(blobs.size() == 3, "constants", "a, b and weights", blobs.size());
     checks.raise();
     check_axes(checks, "a", blobs[0], 4);
     check_axes(checks, "b", blobs[1], 4);
@@ -260,9 +257,7 @@ inline routed_lora_layer::routed_lora_layer(const cv::dnn::LayerParams& params)
     checks.input("weights", weights, {any_extent, shape_.heads, shape_.modules});
     const index_t tasks = weights.extent(0);
     const index_t capacity = params.get<int>("capacity", static_cast<int>(tasks));
-    checks.expect(
-        capacity >= 1, "capacity", [] { return std::string("at least 1"); },
-        [&] { return std::to_string(capacity); });
+    checks.expect(capacity >= 1, "capacity", "at least 1", capacity);
     checks.raise();
     scale_ = params.get<double>("scale", 1.0 / static_cast<double>(shape_.rank));
     cache_.emplace(shape_, (std::min)(capacity, tasks));
@@ -272,17 +267,13 @@ inline routed_lora_layer::routed_lora_layer(const cv::dnn::LayerParams& params)
 inline std::string routed_lora_layer::why_not(const std::vector<cv::dnn::MatShape>& inputs) const {
     using namespace layer_details;
     argument_checks checks(title_.c_str());
-    checks.expect(
-        inputs.size() == 2, "inputs", [] { return std::string("x and base"); },
-        [&] { return std::to_string(inputs.size()); });
+    checks.expect(inputs.size() == 2, "inputs", "x and base", inputs.size());
     if (!checks.passed()) return std::move(checks).why();
     check_features(checks, "x", inputs[0], shape_.in_features);
     check_features(checks, "base", inputs[1], shape_.out_features);
     const int rows = rows_of(inputs[0]);
-    checks.expect(
-        rows_of(inputs[1]) == rows, "base",
-        [&] { return std::to_string(rows) + " rows, as x has"; },
-        [&] { return std::to_string(rows_of(inputs[1])); });
+    checks.expect(rows_of(inputs[1]) == rows, "base", joined(rows, " rows, as x has"),
+                  rows_of(inputs[1]));
     return std::move(checks).why();
 }
 
@@ -290,22 +281,17 @@ inline std::string routed_lora_layer::why_not(index_t rows) const {
     const index_t images = batch_->images();
     if (images == 0) return {};
     argument_checks checks(title_.c_str());
-    checks.expect(
-        rows % images == 0, "x",
-        [&] { return "rows of " + std::to_string(images) + " images, whose tasks are given"; },
-        [&] { return std::to_string(rows) + " rows"; });
+    checks.expect(rows % images == 0, "x",
+                  joined("rows of ", images, " images, whose tasks are given"),
+                  joined(rows, " rows"));
     if (!checks.passed()) return std::move(checks).why();
     const batch_plan& plan = batch_->plan(rows / images);
-    checks.expect(
-        plan.entries() <= cache_->capacity(), "tasks",
-        [&] { return "at most " + std::to_string(cache_->capacity()) + " in a batch"; },
-        [&] { return std::to_string(plan.entries()); });
+    checks.expect(plan.entries() <= cache_->capacity(), "tasks",
+                  joined("at most ", cache_->capacity(), " in a batch"), plan.entries());
     if (plan.entries() == 0) return std::move(checks).why();
     const std::int64_t largest = plan.tasks()(plan.entries() - 1);
-    checks.expect(
-        largest < table().extent(0), "tasks",
-        [&] { return "ids below " + std::to_string(table().extent(0)); },
-        [&] { return std::to_string(largest); });
+    checks.expect(largest < table().extent(0), "tasks", joined("ids below ", table().extent(0)),
+                  largest);
     return std::move(checks).why();
 }
 
@@ -328,12 +314,10 @@ inline void routed_lora_layer::finalize(cv::InputArrayOfArrays input_array,
     const const_tensor_ref<2> x = layer_details::checked_ref<2>(checks, "x", inputs[0]);
     const auto base = layer_details::checked_ref<2>(checks, "base", inputs[1]);
     const auto y = layer_details::checked_ref<2>(checks, "y", outputs[0]);
-    checks.expect(
-        y.type() == base.type(), "base",
-        [&] { return std::string(name_of(y.type())) + ", as the output"; },
-        [&] { return std::string(name_of(base.type())); });
+    checks.expect(y.type() == base.type(), "base", joined(y.type(), ", as the output"),
+                  base.type());
     checks.raise();
-    // Of one task, whichever it is: those of the batch come later.
+    // One task stands for all: those of the batch come later.
     batch_plan plan;
     plan.assign_single_task(x.extent(0));
     const batch rows{plan};
@@ -384,9 +368,7 @@ inline std::shared_ptr<image_batch> share_batch(cv::dnn::Net& net) {
         found = true;
     }
     argument_checks checks("opencv::share_batch");
-    checks.expect(
-        found, "net", [] { return std::string("layers of type mhr.RoutedLora"); },
-        [] { return std::string("none"); });
+    checks.expect(found, "net", "layers of type mhr.RoutedLora", "none");
     checks.raise();
     return batch;
 }

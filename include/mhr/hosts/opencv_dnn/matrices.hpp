@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
 #include <type_traits>
 
 #include <opencv2/core.hpp>
@@ -22,9 +21,7 @@ namespace mhr {
 
 /// OpenCV's 16-bit class holds the bits of ours.
 template <>
-struct element_type_of<cv::float16_t> {
-    static constexpr element_type value = element_type::f16; ///< the type
-};
+struct element_type_of<cv::float16_t> : element_type_constant<element_type::f16> {};
 
 namespace opencv {
 inline namespace MHR_ISA {
@@ -39,13 +36,13 @@ inline namespace MHR_ISA {
 /// @{
 template <std::size_t Rank>
 const_tensor_ref<Rank> const_ref_of(const cv::Mat& matrix, const char* argument = "matrix");
-/// This one may be written to.
+/// Returns a tensor that may be written.
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const cv::Mat& matrix, const char* argument = "matrix");
 /// @}
 
-/// The same of elements whose type the compiler knows, const or not: float, double, cv::float16_t,
-/// or the int (CV_32S) of task ids. Other types are refused as well.
+/// Returns a view of elements of type T, const or not: float, double, cv::float16_t, or the int
+/// (CV_32S) of task ids. A matrix of another type is refused as well.
 template <class T, std::size_t Rank>
 tensor_view<T, Rank> view_of(const cv::Mat& matrix, const char* argument = "matrix");
 
@@ -82,9 +79,8 @@ inline element_type checked_type(argument_checks& checks, const char* argument,
     default:
         break;
     }
-    checks.expect(
-        false, argument, [] { return std::string("elements CV_32FC1, CV_64FC1 or CV_16FC1"); },
-        [&] { return cv::typeToString(matrix.type()); });
+    checks.expect(false, argument, "elements CV_32FC1, CV_64FC1 or CV_16FC1",
+                  [&] { return cv::typeToString(matrix.type()); });
     return {};
 }
 
@@ -112,18 +108,16 @@ tensor_ref<Rank> checked_ref(argument_checks& checks, const char* argument, cons
 
 template <std::size_t Rank>
 const_tensor_ref<Rank> const_ref_of(const cv::Mat& matrix, const char* argument) {
-    argument_checks checks("opencv::const_ref_of");
-    const auto ref = matrix_details::checked_ref<Rank>(checks, argument, matrix);
-    checks.raise();
-    return ref;
+    return checked("opencv::const_ref_of", [&](argument_checks& checks) {
+        return matrix_details::checked_ref<Rank>(checks, argument, matrix);
+    });
 }
 
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const cv::Mat& matrix, const char* argument) {
-    argument_checks checks("opencv::ref_of");
-    const auto ref = matrix_details::checked_ref<Rank>(checks, argument, matrix);
-    checks.raise();
-    return ref;
+    return checked("opencv::ref_of", [&](argument_checks& checks) {
+        return matrix_details::checked_ref<Rank>(checks, argument, matrix);
+    });
 }
 
 template <class T, std::size_t Rank>

@@ -37,11 +37,11 @@ inline namespace MHR_ISA {
 /// its own, of f64, f32, bf16 and f16 (f32 parameters beside bf16 activations), and its gradient
 /// has the same. Sums are f64 if one of the five is, else f32.
 ///
-/// An x whose leading dimensions cannot be taken together as a view is copied. Kept for the
-/// backward, beside the arguments: the mixed adapters, entries rank (in_features + out_features)
-/// numbers, and rows rank.
+/// An x whose leading dimensions cannot be taken together as a view is copied. The backward needs,
+/// beside the arguments, the mixed adapters, which are entries rank (in_features + out_features)
+/// numbers, and rows rank numbers; these are kept.
 ///
-/// What `why_not` tells is refused, before anything is written. The cost is that of
+/// It refuses what `why_not` tells, before anything is written. The cost is that of
 /// routed_lora_forward.
 inline at::Tensor add_routed_lora_(const at::Tensor& y, const at::Tensor& x, const at::Tensor& a,
                                    const at::Tensor& b, const at::Tensor& weights,
@@ -72,9 +72,7 @@ inline at::Tensor flat_rows(argument_checks& checks, const char* argument,
     tensor_details::check_defined(checks, argument, tensor);
     if (!checks.passed()) return {};
     tensor_details::check_memory(checks, argument, tensor);
-    checks.expect(
-        tensor.dim() >= 1, argument, [] { return std::string("1 dimension or more"); },
-        [] { return std::string("none"); });
+    checks.expect(tensor.dim() >= 1, argument, "1 dimension or more", "none");
     if (!checks.passed()) return {};
     const auto leading = tensor.sizes().slice(0, static_cast<std::size_t>(tensor.dim() - 1));
     const std::int64_t rows =
@@ -82,7 +80,7 @@ inline at::Tensor flat_rows(argument_checks& checks, const char* argument,
     return tensor.reshape({rows, tensor.size(-1)});
 }
 
-/// Memory from LibTorch's allocator.
+/// Takes memory from LibTorch's allocator.
 inline at::Tensor allocate_bytes(std::size_t bytes) {
     return at::empty({static_cast<std::int64_t>(bytes)}, at::kByte);
 }
@@ -99,7 +97,7 @@ inline at::Tensor zeros_if_wanted(const context& ctx, std::size_t argument, cons
 
 inline constexpr const char* add_name = "torch::add_routed_lora_";
 
-/// What a backward of routed LoRA needs beside tensors.
+/// The data that a backward of routed LoRA needs beside tensors.
 struct lora_call : ::torch::CustomClassHolder {
     lora_call(std::shared_ptr<const routed_batch> of, double by, element_type in)
         : batch(std::move(of)), scale(by), sums(in) {}
@@ -127,7 +125,7 @@ inline bool overlap(const at::Tensor& a, const at::Tensor& b) {
     return false;
 }
 
-/// What routed_lora_forward is called with; of use if `why_not` is empty.
+/// The arguments of routed_lora_forward, which are of use if `why_not` is empty.
 struct lora_arguments {
     std::string why_not;
     at::Tensor x_rows, state_memory;
@@ -160,18 +158,12 @@ struct lora_arguments {
   private:
     static void check_in_place(argument_checks& checks, const at::Tensor& y,
                                const at::Tensor& y_rows, const at::Tensor& x, bool records_graph) {
-        checks.expect(
-            y_rows.is_alias_of(y), "y",
-            [] { return std::string("strides that rows have in common"); },
-            [&] { return c10::str(y.strides(), " with sizes ", y.sizes()); });
+        checks.expect(y_rows.is_alias_of(y), "y", "strides that rows have in common",
+                      [&] { return c10::str(y.strides(), " with sizes ", y.sizes()); });
         // Autograd says so only when y has been written.
-        checks.expect(
-            !records_graph || !y.requires_grad() || !y.is_leaf(), "y",
-            [] { return std::string("what autograd may change in place"); },
-            [] { return std::string("a leaf whose gradient is wanted"); });
-        checks.expect(
-            !overlap(y, x), "y", [] { return std::string("memory of its own"); },
-            [] { return std::string("some that x has, too"); });
+        checks.expect(!records_graph || !y.requires_grad() || !y.is_leaf(), "y",
+                      "what autograd may change in place", "a leaf whose gradient is wanted");
+        checks.expect(!overlap(y, x), "y", "memory of its own", "some that x has, too");
     }
 
     /// Allocates the state, and asks the library.
@@ -272,10 +264,8 @@ inline at::Tensor routed_lora(const at::Tensor& x, const at::Tensor& a, const at
                               const at::Tensor& weights,
                               const std::shared_ptr<const routed_batch>& batch, double scale) {
     argument_checks checks("torch::routed_lora");
-    checks.expect(
-        x.defined() && x.dim() >= 1 && b.defined() && b.dim() == 4, "x, b",
-        [] { return std::string("tensors of 1 dimension or more, and of 4"); },
-        [] { return std::string("others"); });
+    checks.expect(x.defined() && x.dim() >= 1 && b.defined() && b.dim() == 4, "x, b",
+                  "tensors of 1 dimension or more, and of 4", "others");
     checks.raise();
     auto sizes = x.sizes().vec();
     sizes.back() = b.size(0) * b.size(3);

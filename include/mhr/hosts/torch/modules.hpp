@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <utility>
 
 #include <torch/arg.h>
@@ -27,7 +26,7 @@
 namespace mhr {
 namespace torch {
 
-/// What TORCH_MODULE calls `torch::nn`.
+/// TORCH_MODULE needs this name, `torch::nn`.
 namespace nn = ::torch::nn;
 
 inline namespace MHR_ISA {
@@ -35,32 +34,32 @@ inline namespace MHR_ISA {
 /// Sizes of a router; PEFT's names are n_tasks, n_skills and n_splits.
 class RouterOptions {
   public:
-    /// With one head, in f32.
+    /// Makes options with one head, in f32.
     RouterOptions(std::int64_t tasks, std::int64_t modules) : tasks_(tasks), modules_(modules) {}
 
-    /// Rows of the table.
+    /// The number of rows of the table.
     TORCH_ARG(std::int64_t, tasks);
-    /// That there are to choose from.
+    /// The number of modules that there are to choose from.
     TORCH_ARG(std::int64_t, modules);
-    /// That choose on their own.
+    /// The number of heads, which choose on their own.
     TORCH_ARG(std::int64_t, heads) = 1;
-    /// Of the noise while training.
+    /// The temperature of the noise while training.
     TORCH_ARG(double, temperature) = 1;
-    /// Of the logits.
+    /// The type of the logits.
     TORCH_ARG(at::ScalarType, dtype) = at::kFloat;
 };
 
 /// Sizes of an adapted layer; PEFT's names are n_skills, r and n_splits.
 class RoutedLoraOptions {
   public:
-    /// With one head.
+    /// Makes options with one head.
     RoutedLoraOptions(std::int64_t modules, std::int64_t rank) : modules_(modules), rank_(rank) {}
 
-    /// Of the inventory.
+    /// The number of modules of the inventory.
     TORCH_ARG(std::int64_t, modules);
-    /// Of each module.
+    /// The rank of each module.
     TORCH_ARG(std::int64_t, rank);
-    /// That choose on their own; they divide the features.
+    /// The number of heads, which choose on their own; they divide the features.
     TORCH_ARG(std::int64_t, heads) = 1;
     /// The factor of the adapter; 0, which would switch it off, stands for 1 / rank.
     TORCH_ARG(double, scale) = 0;
@@ -69,9 +68,7 @@ class RoutedLoraOptions {
 namespace module_details {
 
 inline void check_at_least_1(argument_checks& checks, const char* argument, std::int64_t number) {
-    checks.expect(
-        number >= 1, argument, [] { return std::string("1 or more"); },
-        [&] { return std::to_string(number); });
+    checks.expect(number >= 1, argument, "1 or more", number);
 }
 
 /// A seed from LibTorch's generator, so that torch::manual_seed decides.
@@ -100,7 +97,7 @@ class RouterImpl : public ::torch::nn::Module {
         reset_parameters();
     }
 
-    /// Uniform logits in +-1e-3, drawn by LibTorch's generator.
+    /// Draws uniform logits in +-1e-3 by LibTorch's generator.
     void reset_parameters() {
         const c10::AutoGradMode no_graph(false);
         const at::Tensor table = logits();
@@ -151,9 +148,7 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
     RoutedLoraLinearImpl(::torch::nn::Linear base, const RoutedLoraOptions& options_)
         : options(options_) {
         argument_checks checks("torch::RoutedLoraLinear");
-        checks.expect(
-            !base.is_empty(), "base", [] { return std::string("a layer"); },
-            [] { return std::string("an empty holder"); });
+        checks.expect(!base.is_empty(), "base", "a layer", "an empty holder");
         module_details::check_at_least_1(checks, "modules", options.modules());
         module_details::check_at_least_1(checks, "rank", options.rank());
         module_details::check_at_least_1(checks, "heads", options.heads());
@@ -161,10 +156,8 @@ class RoutedLoraLinearImpl : public ::torch::nn::Module {
         const std::int64_t heads = options.heads();
         const std::int64_t in = base->options.in_features();
         const std::int64_t out = base->options.out_features();
-        checks.expect(
-            in % heads == 0 && out % heads == 0, "heads",
-            [&] { return "a divisor of " + std::to_string(in) + " and " + std::to_string(out); },
-            [&] { return std::to_string(heads); });
+        checks.expect(in % heads == 0 && out % heads == 0, "heads",
+                      joined("a divisor of ", in, " and ", out), heads);
         checks.raise();
         base_layer = register_module("base_layer", std::move(base));
         for (at::Tensor& parameter : base_layer->parameters())

@@ -29,13 +29,13 @@ struct routed_batch {
     std::vector<std::int64_t> tasks; ///< of each entry
 };
 
-/// What has weights, noise and mixed adapters of its own: each distinct task, or each sequence, as
-/// PEFT has it in training. The latter mixes as often as there are sequences.
+/// The unit that has its own weights, noise and mixed adapters: each distinct task, or each
+/// sequence, as in PEFT's training. The latter mixes as often as there are sequences.
 enum class entry_per { task, sequence };
 
 inline namespace MHR_ISA {
 
-/// Made once for a batch and shared by the router and all layers, forward and backward.
+/// It is made once for a batch and shared by the router and all layers, forward and backward.
 ///
 /// task_ids [sequences] of int64: the task of each sequence, -1 for none. The sequences follow each
 /// other in the batch and have `rows_of_sequence` rows each: 1 if the ids are those of rows, the
@@ -67,9 +67,7 @@ using variables = ::torch::autograd::variable_list;
 using context = ::torch::autograd::AutogradContext;
 
 inline void check_batch(argument_checks& checks, const routed_batch* batch) {
-    checks.expect(
-        batch != nullptr, "batch", [] { return std::string("one of make_routed_batch"); },
-        [] { return std::string("a null pointer"); });
+    checks.expect(batch != nullptr, "batch", "one of make_routed_batch", "a null pointer");
 }
 
 /// Runs a backward that autograd cannot look into. Where a graph of it is recorded nevertheless, it
@@ -92,7 +90,7 @@ variables differentiate_once(const char* function, const variables& depends_on,
     return gradients;
 }
 
-/// What a call of the router needs beside the logits.
+/// The data that a call of the router needs beside the logits.
 template <class Rule>
 struct route_call : ::torch::CustomClassHolder {
     route_call(std::shared_ptr<const routed_batch> of, const Rule& by,

@@ -23,14 +23,10 @@ namespace mhr {
 /// LibTorch's 16-bit classes hold the bits of ours.
 /// @{
 template <>
-struct element_type_of<c10::Half> {
-    static constexpr element_type value = element_type::f16; ///< the type
-};
-/// This one holds bf16.
+struct element_type_of<c10::Half> : element_type_constant<element_type::f16> {};
+/// c10::BFloat16 holds bf16.
 template <>
-struct element_type_of<c10::BFloat16> {
-    static constexpr element_type value = element_type::bf16; ///< the type
-};
+struct element_type_of<c10::BFloat16> : element_type_constant<element_type::bf16> {};
 /// @}
 
 namespace torch {
@@ -63,14 +59,14 @@ template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const at::Tensor& tensor, const char* argument = "tensor");
 /// @}
 
-/// The same of elements whose type the compiler knows, such as the std::int64_t of task ids, const
-/// or not. Other types are refused as well.
+/// Returns a view of elements of type T, const or not, such as the std::int64_t of task ids. A
+/// tensor of another type is refused as well.
 template <class T, std::size_t Rank>
 tensor_view<T, Rank> view_of(const at::Tensor& tensor, const char* argument = "tensor");
 
-/// A LibTorch tensor over the same memory. The host keeps that alive, and leaves the tensor of
-/// constant elements unchanged; the absent tensor gives an undefined one. A negative stride, which
-/// LibTorch does not have, is refused.
+/// Returns a LibTorch tensor over the same memory. The host keeps that alive, and leaves the tensor
+/// of constant elements unchanged; the absent tensor gives an undefined one. A negative stride,
+/// which LibTorch does not have, is refused.
 /// @{
 template <class Void, std::size_t Rank>
 at::Tensor tensor_of(const basic_tensor_ref<Void, Rank>& tensor);
@@ -85,17 +81,13 @@ inline void check_memory(argument_checks& checks, const char* argument, const at
     const auto expected = [] { return std::string("a strided tensor on the CPU"); };
     checks.expect(tensor.device().is_cpu(), argument, expected,
                   [&] { return tensor.device().str(); });
-    checks.expect(tensor.layout() == at::kStrided, argument, expected,
-                  [] { return std::string("another layout"); });
-    checks.expect(!tensor.is_neg() && !tensor.is_conj(), argument, expected, [] {
-        return std::string("a lazy negation or conjugation (resolve_neg and resolve_conj do it)");
-    });
+    checks.expect(tensor.layout() == at::kStrided, argument, expected, "another layout");
+    checks.expect(!tensor.is_neg() && !tensor.is_conj(), argument, expected,
+                  "a lazy negation or conjugation (resolve_neg and resolve_conj do it)");
 }
 
 inline void check_defined(argument_checks& checks, const char* argument, const at::Tensor& tensor) {
-    checks.expect(
-        tensor.defined(), argument, [] { return std::string("a tensor"); },
-        [] { return std::string("an undefined one"); });
+    checks.expect(tensor.defined(), argument, "a tensor", "an undefined one");
 }
 
 inline at::ScalarType scalar_type_of(element_type type) noexcept {
@@ -118,10 +110,8 @@ inline element_type checked_type(argument_checks& checks, const char* argument,
     for (element_type type :
          {element_type::f32, element_type::f64, element_type::bf16, element_type::f16})
         if (tensor.scalar_type() == scalar_type_of(type)) return type;
-    checks.expect(
-        false, argument,
-        [] { return std::string("elements of type Double, Float, BFloat16 or Half"); },
-        [&] { return std::string(at::toString(tensor.scalar_type())); });
+    checks.expect(false, argument, "elements of type Double, Float, BFloat16 or Half",
+                  at::toString(tensor.scalar_type()));
     return {};
 }
 
@@ -129,10 +119,8 @@ template <std::size_t Rank>
 tensor_axes<Rank> checked_axes(argument_checks& checks, const char* argument,
                                const at::Tensor& tensor) {
     check_memory(checks, argument, tensor);
-    checks.expect(
-        tensor.dim() == static_cast<std::int64_t>(Rank), argument,
-        [] { return std::to_string(Rank) + " dimensions"; },
-        [&] { return std::to_string(tensor.dim()); });
+    checks.expect(tensor.dim() == static_cast<std::int64_t>(Rank), argument,
+                  joined(Rank, " dimensions"), tensor.dim());
     tensor_axes<Rank> axes;
     if (!checks.passed()) return axes;
     for (std::size_t axis = 0; axis < Rank; ++axis) {
@@ -159,10 +147,9 @@ tensor_view<T, Rank> checked_view(argument_checks& checks, const char* argument,
                                   const at::Tensor& tensor) {
     if (!tensor.defined() || !checks.passed()) return {};
     constexpr at::ScalarType type = c10::CppTypeToScalarType<std::remove_const_t<T>>::value;
-    checks.expect(
-        tensor.scalar_type() == type, argument,
-        [] { return std::string("elements of type ") + at::toString(type); },
-        [&] { return std::string(at::toString(tensor.scalar_type())); });
+    checks.expect(tensor.scalar_type() == type, argument,
+                  joined("elements of type ", at::toString(type)),
+                  at::toString(tensor.scalar_type()));
     const auto axes = checked_axes<Rank>(checks, argument, tensor);
     if (!checks.passed()) return {};
     return {axes, static_cast<T*>(tensor.data_ptr())};
@@ -174,9 +161,7 @@ at::Tensor tensor_over(const tensor_axes<Rank>& axes, void* data, at::ScalarType
     std::array<std::int64_t, Rank> sizes{};
     std::array<std::int64_t, Rank> strides{};
     for (std::size_t axis = 0; axis < Rank; ++axis) {
-        checks.expect(
-            axes.strides[axis] >= 0, "tensor", [] { return std::string("strides of 0 and more"); },
-            [&] { return check_details::text_of(axes.strides.data(), Rank); });
+        checks.expect(axes.strides[axis] >= 0, "tensor", "strides of 0 and more", axes.strides);
         sizes[axis] = axes.extents[axis];
         strides[axis] = axes.strides[axis];
     }
@@ -188,26 +173,23 @@ at::Tensor tensor_over(const tensor_axes<Rank>& axes, void* data, at::ScalarType
 
 template <std::size_t Rank>
 const_tensor_ref<Rank> const_ref_of(const at::Tensor& tensor, const char* argument) {
-    argument_checks checks("torch::const_ref_of");
-    const auto ref = tensor_details::checked_ref<Rank>(checks, argument, tensor);
-    checks.raise();
-    return ref;
+    return checked("torch::const_ref_of", [&](argument_checks& checks) {
+        return tensor_details::checked_ref<Rank>(checks, argument, tensor);
+    });
 }
 
 template <std::size_t Rank>
 tensor_ref<Rank> ref_of(const at::Tensor& tensor, const char* argument) {
-    argument_checks checks("torch::ref_of");
-    const auto ref = tensor_details::checked_ref<Rank>(checks, argument, tensor);
-    checks.raise();
-    return ref;
+    return checked("torch::ref_of", [&](argument_checks& checks) {
+        return tensor_details::checked_ref<Rank>(checks, argument, tensor);
+    });
 }
 
 template <class T, std::size_t Rank>
 tensor_view<T, Rank> view_of(const at::Tensor& tensor, const char* argument) {
-    argument_checks checks("torch::view_of");
-    const auto view = tensor_details::checked_view<T, Rank>(checks, argument, tensor);
-    checks.raise();
-    return view;
+    return checked("torch::view_of", [&](argument_checks& checks) {
+        return tensor_details::checked_view<T, Rank>(checks, argument, tensor);
+    });
 }
 
 template <class Void, std::size_t Rank>
