@@ -112,9 +112,12 @@ inline void add_bias(const const_tensor_ref<1>& bias, const tensor_ref<2>& logit
     with_sums(logits.type(), [&](auto zero) {
         using A = decltype(zero);
         const element_row<A> numbers(bias.type(), bias.data(), bias.stride(0), bias.extent(0));
-        for (index_t row = 0; row < logits.extent(0); ++row)
+        for (index_t row = 0; row < logits.extent(0); ++row) {
+            const element_row_output<A> to(logits.type(), logits.address_of(row, 0),
+                                           logits.stride(1));
             for (index_t m = 0; m < logits.extent(1); ++m)
-                *static_cast<A*>(logits.address_of(row, m)) += numbers[m];
+                to.add(m, numbers[m]);
+        }
     });
 }
 
@@ -124,9 +127,11 @@ inline void add_column_sums(const const_tensor_ref<2>& d_logits,
     with_sums(d_logits.type(), [&](auto zero) {
         using A = decltype(zero);
         for (index_t m = 0; m < d_logits.extent(1); ++m) {
+            const element_row<A> column(d_logits.type(), d_logits.address_of(0, m),
+                                        d_logits.stride(0), d_logits.extent(0));
             A sum = 0;
             for (index_t row = 0; row < d_logits.extent(0); ++row)
-                sum += *static_cast<const A*>(d_logits.address_of(row, m));
+                sum += column[row];
             element_row_output<A>(gradient.type(), gradient.address_of(m), 1).add(0, sum);
         }
     });
