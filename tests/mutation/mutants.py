@@ -317,11 +317,11 @@ MUTANTS = {
         ("for (index_t k = 0; i + k < count; ++k)", "for (index_t k = 0; i + k + 1 < count; ++k)"),
     ]),
     "routing/rows/load_balancing.hpp": (["routing/rows/load_balancing"], [
-        ("users += !is_exactly(read_element(weights, row, module), 0);", "users += 1;"),
+        ("users += !is_exactly(numbers[row], 0);", "users += 1;"),
         ("return static_cast<double>(modules) * loss;", "return loss;"),
         ("d_loss * static_cast<double>(weights.extent(1)) / static_cast<double>(rows)",
          "d_loss * static_cast<double>(weights.extent(1))"),
-        ("read_element(d_probabilities, row, m) + d", "d"),
+        ("to.add(row, d);", "to.set(row, d);"),
         ("m < modules && rows > 0", "m < modules"),
     ]),
     "routing/rows/pooling.hpp": (["routing/rows/pooling"], [

@@ -19,8 +19,8 @@
 /// is the direction of the input that its A B stretches most. They are made once, when adapters are
 /// loaded; modules may be of different ranks.
 ///
-/// Also GenKnowSub (Bagherifard et al. 2025, arXiv 2505.10939), which takes from an adapter, before
-/// its prototype is made, what adapters of general knowledge have in common.
+/// Also GenKnowSub (General Knowledge Subtraction, ACL 2025, short paper 54), which takes from an
+/// adapter, before its prototype is made, what adapters of general knowledge have in common.
 
 namespace mhr {
 inline namespace MHR_ISA {

@@ -39,11 +39,17 @@ inline void load_balancing_loss_backward(const const_tensor_ref<2>& weights, dou
 
 namespace load_balancing_details {
 
+/// The numbers of one module, those of all rows.
+inline element_row<double> column_of(const const_tensor_ref<2>& values, index_t module) noexcept {
+    return {values.type(), values.address_of(0, module), values.stride(0), values.extent(0)};
+}
+
 /// The share of rows that use a module.
 inline double share_of(const const_tensor_ref<2>& weights, index_t module) noexcept {
+    const element_row<double> numbers = column_of(weights, module);
     index_t users = 0;
     for (index_t row = 0; row < weights.extent(0); ++row)
-        users += !is_exactly(read_element(weights, row, module), 0);
+        users += !is_exactly(numbers[row], 0);
     return static_cast<double>(users) / static_cast<double>(weights.extent(0));
 }
 
@@ -59,9 +65,10 @@ inline double load_balancing_loss_forward(const const_tensor_ref<2>& probabiliti
     const index_t modules = weights.extent(1);
     double loss = 0;
     for (index_t m = 0; m < modules && rows > 0; ++m) {
+        const element_row<double> numbers = load_balancing_details::column_of(probabilities, m);
         double sum = 0;
         for (index_t row = 0; row < rows; ++row)
-            sum += read_element(probabilities, row, m);
+            sum += numbers[row];
         loss += load_balancing_details::share_of(weights, m) * sum / static_cast<double>(rows);
     }
     return static_cast<double>(modules) * loss;
@@ -78,8 +85,10 @@ inline void load_balancing_loss_backward(const const_tensor_ref<2>& weights, dou
         d_loss * static_cast<double>(weights.extent(1)) / static_cast<double>(rows);
     for (index_t m = 0; m < weights.extent(1) && rows > 0; ++m) {
         const double d = factor * load_balancing_details::share_of(weights, m);
+        const element_row_output<double> to(
+            d_probabilities.type(), d_probabilities.address_of(0, m), d_probabilities.stride(0));
         for (index_t row = 0; row < rows; ++row)
-            write_element(read_element(d_probabilities, row, m) + d, d_probabilities, row, m);
+            to.add(row, d);
     }
 }
 
