@@ -363,14 +363,14 @@ MUTANTS = {
     "serving/combining/combine_matrices.hpp": (["serving/combining/combine_matrices"], [
         ("source.keep(at / columns, at % columns) != 0 ? to[i] / density : A(0)",
          "source.keep(at / columns, at % columns) != 0 ? to[i] : A(0)"),
-        ("seen++ < of_last", "seen++ <= of_last"),
-        ("key > last ||", "key >= last ||"),
+        ("seen++ >= of_last", "seen++ > of_last"),
+        ("magnitude_key(to[i]) < of_last_kept ? A(0)", "magnitude_key(to[i]) <= of_last_kept ? A(0)"),
         ("votes[i] < 0 ? numbers[i] < 0 : numbers[i] > 0", "votes[i] <= 0 ? numbers[i] < 0 : numbers[i] > 0"),
         ("election == sign_election::total ? numbers[i] : sign(numbers[i])", "numbers[i]"),
         ("(std::max)(agreeing[i], A(1))", "A(1)"),
         ("if (selects(rule) && is_last)", "if (selects(rule))"),
         ("scratch.seen(part, m) = scratch.before_part(m, part);", "scratch.seen(part, m) = 0;"),
-        ("if (!agrees && !std::isnan(numbers[i])) continue;", "if (!agrees) continue;"),
+        ("agrees || std::isnan(numbers[i])", "agrees"),
         ("masked ? rule.density > 0 : rule.density >= 0", "rule.density >= 0"),
     ]),
     "serving/combining/combine_lora.hpp": (["serving/combining/combine_lora"], [

@@ -60,6 +60,8 @@ namespace row_norm_details {
 /// Elements that are converted at a time, and partial sums that are enough to fill registers.
 inline constexpr index_t chunk = 512;
 inline constexpr index_t partial_sums = 16;
+/// What an element of the forward costs, in multiply-adds of a kernel.
+inline constexpr index_t cost_of_element = 32;
 
 inline void check(argument_checks& checks, row_norm norm, const const_tensor_ref<2>& x) {
     checks.expect(
@@ -168,9 +170,11 @@ inline void row_norm_forward(executor_ref executor, row_norm norm, const const_t
     checks.output("y", y, x.extents());
     checks.raise();
     with_sums(sums_of(x.type(), y.type()), [&](auto zero) {
-        executor.run(x.extent(0), 4 * x.extent(1), [&](index_t row) noexcept {
-            row_norm_details::forward<decltype(zero)>(norm, x.slice(0, row), y.slice(0, row));
-        });
+        executor.run(x.extent(0), row_norm_details::cost_of_element * x.extent(1),
+                     [&](index_t row) noexcept {
+                         row_norm_details::forward<decltype(zero)>(norm, x.slice(0, row),
+                                                                   y.slice(0, row));
+                     });
     });
 }
 
@@ -182,10 +186,11 @@ inline void row_norm_backward(executor_ref executor, row_norm norm, const const_
     checks.output("d_x", d_x, x.extents());
     checks.raise();
     with_sums(sums_of(sums_of(x.type(), d_y.type()), d_x.type()), [&](auto zero) {
-        executor.run(x.extent(0), 8 * x.extent(1), [&](index_t row) noexcept {
-            row_norm_details::backward<decltype(zero)>(norm, x.slice(0, row), d_y.slice(0, row),
-                                                       d_x.slice(0, row));
-        });
+        executor.run(x.extent(0), 2 * row_norm_details::cost_of_element * x.extent(1),
+                     [&](index_t row) noexcept {
+                         row_norm_details::backward<decltype(zero)>(
+                             norm, x.slice(0, row), d_y.slice(0, row), d_x.slice(0, row));
+                     });
     });
 }
 

@@ -149,11 +149,15 @@ struct pruned_reader {
             }
             return;
         }
-        for (index_t i = 0; i < count; ++i) {
-            const std::uint64_t key = magnitude_key(to[i]);
-            const bool is_kept = key > last || (key == last && seen++ < of_last);
-            if (!is_kept) to[i] = 0;
-        }
+        const auto of_last_kept = static_cast<key_of<A>>(last);
+        // Equal ones are rare, and so what is done for every element has no branch.
+        index_t equal = 0;
+        for (index_t i = 0; i < count; ++i)
+            equal += magnitude_key(to[i]) == of_last_kept;
+        for (index_t i = 0; i < count && equal > 0; ++i)
+            if (magnitude_key(to[i]) == of_last_kept && seen++ >= of_last) to[i] = 0;
+        for (index_t i = 0; i < count; ++i)
+            to[i] = magnitude_key(to[i]) < of_last_kept ? A(0) : to[i];
     }
 };
 
@@ -181,9 +185,9 @@ void combine_chunk(index_t matrices, sign_election election, index_t count, Read
         for (index_t i = 0; i < count; ++i) {
             const bool agrees = votes[i] < 0 ? numbers[i] < 0 : numbers[i] > 0;
             // NaN shows in the result rather than losing the election.
-            if (!agrees && !std::isnan(numbers[i])) continue;
-            result[i] += factor * numbers[i];
-            ++agreeing[i];
+            const bool counts = agrees || std::isnan(numbers[i]);
+            result[i] += counts ? factor * numbers[i] : A(0);
+            agreeing[i] += counts ? A(1) : A(0);
         }
     }
     for (index_t i = 0; i < count && election != sign_election::none; ++i)
@@ -204,7 +208,7 @@ void combine(executor_ref executor, index_t matrices, const Sources& source_of,
         scratch.last(m) = largest.last;
         scratch.of_last(m) = largest.of_last;
     }
-    executor.run(parts, 4 * matrices * (elements / parts), [&](index_t part) noexcept {
+    executor.run(parts, 64 * matrices * (elements / parts), [&](index_t part) noexcept {
         const index_t end = first_of_part(elements, part + 1);
         for (index_t m = 0; m < matrices && selects(rule); ++m)
             scratch.seen(part, m) = scratch.before_part(m, part);

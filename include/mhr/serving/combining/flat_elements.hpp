@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/tensor_view.hpp>
@@ -56,9 +57,13 @@ void write_flat(const A* from, const tensor_ref<2>& matrix, index_t first, index
     });
 }
 
+/// What magnitude_key gives.
+template <class A>
+using key_of = std::conditional_t<std::is_same_v<A, float>, std::uint32_t, std::uint64_t>;
+
 /// A number for |value| that is larger where that is: its bits but for the sign. NaN is largest.
 /// @{
-inline std::uint64_t magnitude_key(float value) noexcept {
+inline std::uint32_t magnitude_key(float value) noexcept {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits & 0x7FFFFFFFU;

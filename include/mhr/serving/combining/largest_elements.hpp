@@ -43,7 +43,7 @@ template <class A>
 void count_digits(executor_ref executor, const const_tensor_ref<2>& matrix, std::uint64_t prefix,
                   int shift, const tensor_view<index_t, 2>& counts) {
     const index_t elements = matrix.size();
-    executor.run(parts, 4 * (elements / parts), [&](index_t part) noexcept {
+    executor.run(parts, 32 * (elements / parts), [&](index_t part) noexcept {
         index_t* const own = &counts(part, 0);
         std::fill_n(own, digits, index_t(0));
         A numbers[static_cast<std::size_t>(chunk)];
@@ -52,7 +52,7 @@ void count_digits(executor_ref executor, const const_tensor_ref<2>& matrix, std:
             const index_t count = (std::min)(chunk, end - first);
             read_flat(matrix, first, count, numbers);
             for (index_t i = 0; i < count; ++i) {
-                const std::uint64_t key = magnitude_key(numbers[i]);
+                const std::uint64_t key{magnitude_key(numbers[i])};
                 if (key >> shift >> digit_bits == prefix)
                     ++own[(key >> shift) & static_cast<std::uint64_t>(digits - 1)];
             }
