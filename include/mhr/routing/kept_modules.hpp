@@ -11,7 +11,6 @@
 /// The modules of a head that a top-k keeps: what the normalisers that keep some have in common.
 
 namespace mhr {
-inline namespace MHR_ISA {
 namespace routing_details {
 
 /// The kept modules are those that do not come after the last one, in the order of falling s, of
@@ -24,7 +23,7 @@ struct kept_modules {
     index_t last_module = -1; // none yet
 
     /// NaN counts as kept, so that it shows in the weights rather than being lost.
-    bool has(index_t m, A s) const noexcept {
+    MHR_INLINE bool has(index_t m, A s) const noexcept {
         if (has_all) return true;
         if (last_module < 0) return std::isnan(s);
         return !(s < last) && !(is_exactly(s, last) && m > last_module);
@@ -34,7 +33,7 @@ struct kept_modules {
 /// The `kept` modules of largest s. The cost is `kept` passes over the modules, unless all are
 /// kept: few are, and there is no scratch to ask for.
 template <class A, class S>
-kept_modules<A> largest_modules(index_t kept, index_t modules, S& s) noexcept {
+MHR_INLINE kept_modules<A> largest_modules(index_t kept, index_t modules, S& s) noexcept {
     kept_modules<A> chosen{kept >= modules};
     for (index_t k = 0; k < kept && !chosen.has_all; ++k) {
         index_t next = -1;
@@ -48,12 +47,11 @@ kept_modules<A> largest_modules(index_t kept, index_t modules, S& s) noexcept {
 }
 
 /// A number of kept modules below 1 is refused.
-inline void check_kept(argument_checks& checks, index_t kept) {
+MHR_INLINE void check_kept(argument_checks& checks, index_t kept) {
     checks.expect(
         kept >= 1, "normaliser.kept", [] { return std::string("1 or more"); },
         [&] { return std::to_string(kept); });
 }
 
 } // namespace routing_details
-} // namespace MHR_ISA
 } // namespace mhr
