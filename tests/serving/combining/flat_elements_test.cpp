@@ -31,7 +31,8 @@ TEST_CASE("the parts of a matrix are all of it, in order, and about equal") {
 
 TEST_CASE("elements are read and written in row-major order, whatever the layout") {
     for (element_type type : {element_type::f32, element_type::bf16})
-        for (layout order : all_layouts)
+        for (layout order :
+             {layout::row_major, layout::padded, layout::column_major, layout::reversed})
             for (index_t columns : {1, 7}) {
                 CAPTURE(name_of(order));
                 guarded_tensor<2> from(type, {6, columns}, order), to(type, {6, columns}, order);
