@@ -61,6 +61,7 @@ class every_kernel {
             make<3>(element_type::f32, {plan_.entries(), heads, modules}, of_gradients_, 0, 1);
         d_weights_ = make_gradient<3>({plan_.entries(), heads, modules});
         add_routers();
+        add_routers_of_rows();
         add_mixing();
         add_lora();
         add_routed_lora();
@@ -68,6 +69,7 @@ class every_kernel {
         add_ia3();
         add_merging();
         add_library();
+        add_combining();
         add_training();
     }
 
@@ -188,6 +190,53 @@ class every_kernel {
     }
     tensor_view<double, 1> make_number() {
         return make<1>(element_type::f64, {1}, layout::row_major).as<double>();
+    }
+
+    void add_routers_of_rows() {
+        const row_gate gate{make<2>(stored_, {in, modules}, of_modules_),
+                            make<1>(stored_, {modules}, of_modules_)};
+        const row_gate_gradients gradients{make_gradient<2>({rows, in}),
+                                           make_gradient<2>({in, modules}),
+                                           make_gradient<1>({modules})};
+        const auto logits = make_gradient<2>({rows, modules});
+        const auto weights = make_gradient<2>({rows, modules});
+        const auto d_logits = make_gradient<2>({rows, modules});
+        const auto normalised = make<2>(stored_, {rows, in}, of_rows_);
+        const auto pooled = make_gradient<2>({plan_.entries(), in});
+        const workspace memory = make_memory(row_gate_backward_workspace_size(gate, gradients));
+        const routing_rule rule{tempered_gate{magnitude_gate{}, 0.5}, softmax_normaliser{3}};
+        for (row_norm norm : {row_norm::layer, row_norm::unit}) {
+            add_one_phase("row_norm_forward", [=, &all = *this](executor_ref executor) {
+                row_norm_forward(executor, norm, all.x_, normalised);
+            });
+            add_one_phase("row_norm_backward", [=, &all = *this](executor_ref executor) {
+                row_norm_backward(executor, norm, all.x_, normalised, gradients.x);
+            });
+        }
+        add_one_phase("row_gate_forward", [=, &all = *this](executor_ref executor) {
+            row_gate_forward(executor, gate, all.x_, logits);
+        });
+        add_one_phase("row_weights_forward", [=](executor_ref executor) {
+            row_weights_forward(executor, logits.split(1, 1), rule, weights.split(1, 1));
+        });
+        add_one_phase("row_weights_backward", [=](executor_ref executor) {
+            row_weights_backward(executor, logits.split(1, 1), rule, weights.split(1, 1),
+                                 d_logits.split(1, 1));
+        });
+        add_one_phase("row_gate_backward", [=, &all = *this](executor_ref executor) {
+            row_gate_backward(executor, gate, all.x_, d_logits, gradients, memory);
+        });
+        add_one_phase("pool_rows_forward", [=, &all = *this](executor_ref executor) {
+            pool_rows_forward(all.on(executor), all.x_, pooled);
+        });
+        add_one_phase("pool_rows_backward", [=, &all = *this](executor_ref executor) {
+            pool_rows_backward(all.on(executor), pooled, gradients.x);
+        });
+        const auto loss = make_number();
+        add("load_balancing_loss_forward",
+            [=](executor_ref) { loss(0) = load_balancing_loss_forward(logits, weights); });
+        add("load_balancing_loss_backward",
+            [=](executor_ref) { load_balancing_loss_backward(weights, 0.25, d_logits); });
     }
 
     void add_mixing() {
@@ -386,6 +435,32 @@ class every_kernel {
                                          make<3>(stored_, {2, rank, out_block}, of_modules_)};
         add_one_phase("gather_lora_library", [=](executor_ref executor) {
             gather_lora_library(executor, {adapters->data(), {2}}, pool);
+        });
+    }
+
+    void add_combining() {
+        const auto matrices = std::make_shared<std::array<combined_matrix, 2>>();
+        const auto adapters = std::make_shared<std::array<weighted_lora, 2>>();
+        for (index_t i : {0, 1}) {
+            const lora adapter{a_.slice(0, 0).slice(0, i), b_.slice(0, 0).slice(0, i), 0.5};
+            (*adapters)[static_cast<std::size_t>(i)] = {adapter, i == 0 ? 2.0 : -1.0, {}, {}};
+            (*matrices)[static_cast<std::size_t>(i)] = {adapter.a, 1.5, {}};
+        }
+        const combining_rule rule{pruning::magnitude, 0.3, sign_election::total};
+        const lora_matrices one{make<2>(stored_, {in_block, rank}, of_modules_),
+                                make<2>(stored_, {rank, out_block}, of_modules_)};
+        const lora_matrices joined{make<2>(stored_, {in_block, 2 * rank}, of_modules_),
+                                   make<2>(stored_, {2 * rank, out_block}, of_modules_)};
+        const auto sum = make<2>(stored_, {in_block, rank}, of_modules_);
+        const workspace memory = make_memory(combine_lora_workspace_size(2, rule));
+        add("combine_matrices", [=](executor_ref executor) {
+            combine_matrices(executor, {matrices->data(), {2}}, rule, sum, memory);
+        });
+        add("combine_lora", [=](executor_ref executor) {
+            combine_lora(executor, {adapters->data(), {2}}, rule, one, memory);
+        });
+        add_one_phase("concatenate_lora", [=](executor_ref executor) {
+            concatenate_lora(executor, {adapters->data(), {2}}, joined);
         });
     }
 

@@ -7,6 +7,7 @@
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/sums.hpp>
 #include <mhr/core/tensor_view.hpp>
+#include <mhr/routing/kept_modules.hpp>
 
 /// \file
 /// Normalisers: how the gates s of one head become its weights w.
@@ -170,51 +171,32 @@ struct softmax_normaliser {
     }
     /// This is refused: a number of kept modules below 1.
     MHR_INLINE void validate(argument_checks& checks, index_t, index_t) const {
-        checks.expect(kept >= 1, "normaliser.kept", "1 or more", kept);
+        routing_details::check_kept(checks, kept);
     }
 
   private:
-    /// The kept modules are those that do not come after the last one, in the order of falling s.
-    /// (No infinities stand for the ends of that order: compilers may be told that there are none.)
     template <class A>
     struct selection {
-        bool has_all;
+        routing_details::kept_modules<A> modules;
         A largest = 0;
-        A last = 0;
-        index_t last_module = -1; // none yet
         A sum = 0;
 
-        // NaN counts as kept, so that it shows in the weights rather than being lost.
-        MHR_INLINE bool has(index_t m, A s) const noexcept {
-            if (has_all) return true;
-            if (last_module < 0) return std::isnan(s);
-            return !(s < last) && !(is_exactly(s, last) && m > last_module);
-        }
         // Not s - largest alone, which is NaN for two infinities.
         MHR_INLINE A exponential(A s) const noexcept {
             return is_exactly(s, largest) ? A(1) : std::exp(s - largest);
         }
         MHR_INLINE A weight(index_t m, A s) const noexcept {
-            return has(m, s) ? exponential(s) / sum : A(0);
+            return modules.has(m, s) ? exponential(s) / sum : A(0);
         }
     };
 
     template <class A, class S>
     MHR_INLINE selection<A> select(const routing_shape& shape, S& s) const noexcept {
-        selection<A> chosen{kept >= shape.modules};
+        selection<A> chosen{routing_details::largest_modules<A>(kept, shape.modules, s)};
         for (index_t m = 0; m < shape.modules; ++m)
             chosen.largest = m == 0 ? s(m) : (std::max)(chosen.largest, s(m));
-        // Each pass finds the next in order: no scratch, and few are kept.
-        for (index_t k = 0; k < kept && !chosen.has_all; ++k) {
-            index_t next = -1;
-            for (index_t m = 0; m < shape.modules; ++m)
-                if (!chosen.has(m, s(m)) && (next < 0 || s(m) > s(next))) next = m;
-            if (next < 0) break; // what is left is NaN
-            chosen.last = s(next);
-            chosen.last_module = next;
-        }
         for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) chosen.sum += chosen.exponential(s(m));
+            if (chosen.modules.has(m, s(m))) chosen.sum += chosen.exponential(s(m));
         return chosen;
     }
 };
