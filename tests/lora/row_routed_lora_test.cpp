@@ -1,4 +1,5 @@
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -51,6 +52,35 @@ TEST_CASE("by module and by entry are one function") {
     for (const char* name : {"y", "gradients.x"})
         check_near(got.given().get<2>(name), want.given().get<2>(name));
     CHECK_FALSE(same_bits(got, want, "y"));
+}
+
+TEST_CASE("automatic is one of the two, by rows an entry and modules") {
+    std::vector<float> memory(64 * 64);
+    const auto is_by_module = [&](index_t modules, index_t rows, index_t tasks) {
+        std::vector<std::int64_t> ids;
+        for (index_t row = 0; row < rows; ++row)
+            ids.push_back(row % tasks);
+        const batch_plan plan = plan_of(ids);
+        const routed_lora layer{{memory.data(), {1, modules, 2, 1}},
+                                {memory.data(), {1, modules, 1, 2}},
+                                {memory.data(), {tasks, 1, modules}}};
+        const auto size = [&](evaluation way) {
+            batch batch_of{plan};
+            batch_of.mixtures = way;
+            return std::vector<std::size_t>{routed_lora_state_size(batch_of, layer),
+                                            routed_lora_backward_workspace_size(batch_of, layer)};
+        };
+        const bool by = size(evaluation::automatic) == size(evaluation::by_module);
+        CHECK(by != (size(evaluation::automatic) == size(evaluation::by_entry)));
+        return by;
+    };
+    CHECK(is_by_module(8, 32, 32));
+    CHECK(is_by_module(8, 64, 32));
+    CHECK_FALSE(is_by_module(8, 96, 32));
+    CHECK(is_by_module(4, 128, 32));
+    CHECK_FALSE(is_by_module(4, 160, 32));
+    CHECK(is_by_module(32, 32, 32));
+    CHECK_FALSE(is_by_module(32, 33, 32));
 }
 
 TEST_CASE("a weight of NaN, and an x of NaN, stay with their row") {

@@ -46,8 +46,8 @@ class rank_sum_ref {
 /// order. (LoRA with mixed outputs is another function, and has one way.) Each way gives the same
 /// bits for every number of threads and executor.
 enum class evaluation {
-    /// The adapter of each entry is mixed, written and applied to the rows of the entry: it pays
-    /// for itself from about four rows an entry on. What a row becomes does not depend on the batch
+    /// The adapter of each entry is mixed, written and applied to the rows of the entry: that
+    /// pays for many rows an entry. What a row becomes does not depend on the batch
     /// that it is in, and sums over rows are as batch_plan promises.
     by_entry,
     /// Each module is applied to the rows that use it, and no mixed adapter is written: small

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/element_access.hpp>
@@ -52,6 +53,29 @@ struct module_scratch {
     }
 };
 
+/// u . v of `count` numbers, in an order that does not depend on the stride of u: lanes first.
+template <class A>
+A inner_product(const tensor_view<A, 1>& u, const A* v, index_t count) noexcept {
+    constexpr index_t width = 8;
+    A sums[static_cast<std::size_t>(width)] = {};
+    const auto add = [&](auto&& from) {
+        index_t k = 0;
+        for (; k + width <= count; k += width)
+            for (index_t lane = 0; lane < width; ++lane)
+                sums[lane] += from(k + lane) * v[k + lane];
+        for (index_t lane = 0; k < count; ++k, ++lane)
+            sums[lane] += from(k) * v[k];
+    };
+    if (u.stride(0) == 1)
+        add([from = u.data()](index_t k) { return from[k]; });
+    else
+        add([&](index_t k) { return u(k); });
+    for (index_t half = width / 2; half > 0; half /= 2)
+        for (index_t lane = 0; lane < half; ++lane)
+            sums[lane] += sums[lane + half];
+    return sums[0];
+}
+
 /// d_weights of each row without the scale, where `with_u`; and then what the outer products of the
 /// modules take: weights times d_hidden in u, where `with_u`, and weights times hidden in `other`.
 template <class A>
@@ -65,23 +89,33 @@ void weigh_rows(const batch& rows, const module_layer& layer, const module_scrat
     const bool outputs = layer.mixes_outputs();
     const auto hidden = (outputs ? scratch.d_hidden : layer.hidden).as<A>();
     const auto d_hidden = scratch.d_hidden.as<A>();
+    const index_t rank = all_u.extent(3);
     const auto weigh = [&](index_t row, index_t h, index_t m) {
         const A weight = w(row, h, m);
         const bool used = !is_exactly(weight, 0);
         if (!used && !of_zeros) return;
-        A sum = 0;
-        for (index_t k = 0; k < all_u.extent(3); ++k) {
-            const A product = used ? p(row, h, m, k) : other(row, h, m, k);
-            if (with_u) {
-                A& u = all_u(row, h, m, k);
-                sum += outputs ? product * u : hidden(row, k) * u + d_hidden(row, k) * product;
-                u = weight * (outputs ? u : d_hidden(row, k));
+        const auto left = outputs ? (used ? p : other).slice(0, row).slice(0, h).slice(0, m)
+                                  : hidden.slice(0, row);
+        A* const to = &other(row, h, m, 0); // the scratch memory is dense
+        if (with_u) {
+            A* const u = &all_u(row, h, m, 0);
+            A sum = inner_product(left, u, rank);
+            if (!outputs) {
+                const A* const d = &d_hidden(row, 0);
+                sum += inner_product((used ? p : other).slice(0, row).slice(0, h).slice(0, m), d,
+                                     rank);
+                for (index_t k = 0; k < rank; ++k)
+                    u[k] = weight * d[k];
+            } else {
+                for (index_t k = 0; k < rank; ++k)
+                    u[k] *= weight;
             }
-            other(row, h, m, k) = weight * (outputs ? product : hidden(row, k));
+            d_w(row, h, m) = sum;
         }
-        d_w(row, h, m) = sum;
+        for (index_t k = 0; k < rank; ++k)
+            to[k] = weight * left(k);
     };
-    const index_t cost = rows_per_part_of_sums * w.extent(1) * w.extent(2) * 4 * all_u.extent(3);
+    const index_t cost = rows_per_part_of_sums * w.extent(1) * w.extent(2) * 4 * rank;
     rows.executor.run(parts_of_rows(rows.plan, rows_per_part_of_sums), cost,
                       [&](index_t part) noexcept {
                           const row_set set = part_of_rows(rows.plan, part, rows_per_part_of_sums);
@@ -129,7 +163,7 @@ template <class A>
 void add_module_gradients(const batch& rows, const module_layer& layer,
                           const const_tensor_ref<2>& wide, const const_tensor_ref<4>& narrow,
                           const tensor_ref<4>& matrices) {
-    constexpr index_t features = 128;
+    constexpr index_t features = 256;
     constexpr index_t ranks = 16;
     const index_t heads = matrices.extent(0), modules = matrices.extent(1);
     const index_t n = matrices.extent(2), rank = matrices.extent(3);
@@ -176,10 +210,10 @@ void backward_by_module(const batch& rows, const module_layer& layer, const cons
     const bool of_zeros = of_weights && gradients.of_zeros;
     const bool needs_u = of_weights || !gradients.x.absent() || !gradients.a.absent();
     const auto b_transposed = b.transpose(2, 3);
-    if (needs_u) shrink_modules<A>(rows, d_y, b_transposed, weights, true, true, scratch.u);
+    if (needs_u) shrink_modules<A>(rows, d_y, b_transposed, weights, true, scratch.u);
     if (of_zeros) {
-        shrink_modules<A>(rows, d_y, b_transposed, weights, false, true, scratch.u);
-        shrink_modules<A>(rows, x, a, weights, false, false, scratch.other);
+        shrink_modules<A>(rows, d_y, b_transposed, weights, false, scratch.u);
+        shrink_modules<A>(rows, x, a, weights, false, scratch.other);
     }
     if (needs_u && !layer.mixes_outputs()) {
         if (rows.sum_over_ranks) clear(scratch.d_hidden);

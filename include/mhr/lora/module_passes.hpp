@@ -107,12 +107,11 @@ row_set rows_that_use(row_set rows, const tensor_view<const A, 3>& weights, inde
 }
 
 /// to[row, h, m, k] = sum over i of from_h[row, i] matrices[h, m, i, k] for the pairs of a row and
-/// a module that are used, or for those that are not. Modules of a have dense rows, as they are
-/// stored, and those of b transposed dense columns: each is multiplied as it is.
+/// a module that are used, or for those that are not.
 template <class A>
 void shrink_modules(const batch& rows, const const_tensor_ref<2>& from,
                     const const_tensor_ref<4>& matrices, const tensor_ref<3>& weights, bool used,
-                    bool of_b, const tensor_ref<4>& to) {
+                    const tensor_ref<4>& to) {
     const index_t heads = matrices.extent(0), modules = matrices.extent(1);
     const index_t n = matrices.extent(2);
     const index_t parts = parts_of_rows(rows.plan, rows_of_module) * heads * modules;
@@ -124,13 +123,8 @@ void shrink_modules(const batch& rows, const const_tensor_ref<2>& from,
         index_t memory[static_cast<std::size_t>(rows_of_module)];
         const row_set chosen = rows_that_use(all, as_const(weights.as<A>()), h, m, used, memory);
         if (chosen.count == 0) return;
-        const auto from_head = from.block(1, h * n, n);
-        const auto matrix = matrices.slice(0, h).slice(0, m);
-        const auto results = to.slice(1, h).slice(1, m);
-        if (of_b)
-            kernels::shrink(chosen, from_head, matrix, 1, results);
-        else
-            kernels::shrink_along_rank(chosen, from_head, matrix, results);
+        kernels::shrink_along_rank(chosen, from.block(1, h * n, n),
+                                   matrices.slice(0, h).slice(0, m), to.slice(1, h).slice(1, m));
     });
 }
 
@@ -209,7 +203,7 @@ void forward_by_module(const batch& rows, const module_layer& layer,
     const auto& [a, b] = layer.inventory;
     const auto& products = layer.products;
     copy_weights<A>(rows, weights, of_entries, products.weights);
-    shrink_modules<A>(rows, x, a, products.weights, true, false, products.each);
+    shrink_modules<A>(rows, x, a, products.weights, true, products.each);
     if (!layer.mixes_outputs()) {
         if (rows.sum_over_ranks) clear(layer.hidden);
         mix_products<A>(rows, products.weights, products.each, layer.hidden);
