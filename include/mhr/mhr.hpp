@@ -25,9 +25,12 @@
 #include <mhr/lora/inventory.hpp>
 #include <mhr/lora/lora.hpp>
 #include <mhr/lora/mixing.hpp>
+#include <mhr/lora/module_backward.hpp>
+#include <mhr/lora/module_passes.hpp>
 #include <mhr/lora/output_mixed_lora.hpp>
 #include <mhr/lora/passes.hpp>
 #include <mhr/lora/routed_lora.hpp>
+#include <mhr/lora/row_routed_lora.hpp>
 #include <mhr/routing/annealing.hpp>
 #include <mhr/routing/fixed_routers.hpp>
 #include <mhr/routing/gate_wrappers.hpp>

@@ -66,6 +66,7 @@ class every_kernel {
         add_lora();
         add_routed_lora();
         add_output_mixed_lora();
+        add_row_routed_lora();
         add_ia3();
         add_merging();
         add_library();
@@ -365,6 +366,25 @@ class every_kernel {
         add("output_mixed_lora_backward", [=, &all = *this](executor_ref executor) {
             output_mixed_lora_backward(all.on(executor), library, all.x_, all.d_y_, state,
                                        {all.d_x_, d_a, d_b, d_weights}, memory);
+        });
+    }
+
+    void add_row_routed_lora() {
+        const auto weights = make<3>(element_type::f32, {rows, heads, modules}, of_gradients_);
+        set_element(weights, {5, 1, 1}, 0);
+        const row_routed_lora layer{a_, b_, weights, scale};
+        const auto d_weights = make_gradient<3>({rows, heads, modules});
+        const row_routed_lora_state state{{make_gradient<3>({rows, heads, modules}),
+                                           make_gradient<4>({rows, heads, modules, rank})},
+                                          make_gradient<2>({rows, rank})};
+        const workspace memory =
+            make_memory(row_routed_lora_backward_workspace_size(on({}), layer));
+        add("row_routed_lora_forward", [=, &all = *this](executor_ref executor) {
+            row_routed_lora_forward(all.on(executor), layer, all.x_, all.y_, state);
+        });
+        add("row_routed_lora_backward", [=, &all = *this](executor_ref executor) {
+            row_routed_lora_backward(all.on(executor), layer, all.x_, all.d_y_, state,
+                                     {all.d_x_, all.d_a_, all.d_b_, d_weights}, memory);
         });
     }
 

@@ -1,23 +1,19 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include <mhr/batch/batch_plan.hpp>
 #include <mhr/core/workspace.hpp>
-#include <mhr/lora/output_mixed_lora.hpp>
-#include <mhr/lora/routed_lora.hpp>
+#include <mhr/lora/row_routed_lora.hpp>
 
 #include "support/golden_case.hpp"
 #include "support/golden_layers.hpp"
 #include "support/tensor.hpp"
 
 /// \file
-/// Golden cases of layers whose rows choose their modules themselves: each row is an entry of its
-/// own, whose weights are those of the row.
+/// Golden cases of layers whose rows choose their modules themselves.
 
 namespace mhr::test {
 
@@ -83,22 +79,15 @@ row_layer<T> read_row_layer(const golden_case& c) {
     return layer;
 }
 
-inline batch_plan plan_of_rows(index_t rows) {
-    std::vector<std::int64_t> numbers(static_cast<std::size_t>(rows));
-    std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
-    batch_plan plan;
-    plan.assign_rows(tensor_view<const std::int64_t, 1>(numbers.data(), {rows}));
-    return plan;
-}
-
 /// Forward and backward of outputs that are mixed by weights [rows, modules].
 template <class T>
 row_layer_result<T> run_row_layer(const row_layer<T>& layer, const tensor<T, 2>& x,
                                   const tensor<T, 2>& weights, const tensor<T, 2>& d_y) {
-    const batch_plan plan = plan_of_rows(x.extents()[0]);
+    batch_plan plan;
+    plan.assign_single_task(x.extents()[0]);
     const batch rows{plan};
-    const routed_lora mixed{layer.a.view(), layer.b.view(), with_one_head(weights.view()),
-                            layer.scale};
+    const row_routed_lora routed{layer.a.view(), layer.b.view(), with_one_head(weights.view()),
+                                 layer.scale, mixture::of_outputs};
     row_layer_result<T> result;
     result.y = layer.base.forward(x.view());
     result.d_x = layer.base.backward(d_y.view());
@@ -106,15 +95,15 @@ row_layer_result<T> run_row_layer(const row_layer<T>& layer, const tensor<T, 2>&
     result.d_a = tensor<T, 4>(layer.a.extents());
     result.d_b = tensor<T, 4>(layer.b.extents());
     constexpr element_type sums = element_type_of_v<T>;
-    owned_workspace memory(output_mixed_lora_state_size(rows, mixed, sums));
+    owned_workspace memory(row_routed_lora_state_size(rows, routed, sums));
     workspace taken = memory;
-    const auto state = take_output_mixed_lora_state(taken, rows, mixed, sums);
-    output_mixed_lora_forward(rows, mixed, x.view(), result.y.view(), state);
-    owned_workspace scratch(output_mixed_lora_backward_workspace_size(rows, mixed, sums));
-    output_mixed_lora_backward(rows, mixed, x.view(), d_y.view(), state,
-                               {result.d_x.view(), result.d_a.view(), result.d_b.view(),
-                                with_one_head(result.d_weights.view())},
-                               scratch);
+    const auto state = take_row_routed_lora_state(taken, rows, routed, sums);
+    row_routed_lora_forward(rows, routed, x.view(), result.y.view(), state);
+    owned_workspace scratch(row_routed_lora_backward_workspace_size(rows, routed, sums));
+    row_routed_lora_backward(rows, routed, x.view(), d_y.view(), state,
+                             {result.d_x.view(), result.d_a.view(), result.d_b.view(),
+                              with_one_head(result.d_weights.view())},
+                             scratch);
     return result;
 }
 
@@ -122,16 +111,17 @@ row_layer_result<T> run_row_layer(const row_layer<T>& layer, const tensor<T, 2>&
 template <class T>
 tensor<T, 2> run_mixed_matrices(const row_layer<T>& layer, const tensor<T, 2>& x,
                                 const tensor<T, 2>& weights) {
-    const batch_plan plan = plan_of_rows(x.extents()[0]);
+    batch_plan plan;
+    plan.assign_single_task(x.extents()[0]);
     const batch rows{plan};
-    const routed_lora mixed{layer.a.view(), layer.b.view(), with_one_head(weights.view()),
-                            layer.scale};
+    const row_routed_lora routed{layer.a.view(), layer.b.view(), with_one_head(weights.view()),
+                                 layer.scale};
     tensor<T, 2> y({x.extents()[0], layer.b.extents()[3]});
     constexpr element_type sums = element_type_of_v<T>;
-    owned_workspace memory(routed_lora_state_size(rows, mixed, sums));
+    owned_workspace memory(row_routed_lora_state_size(rows, routed, sums));
     workspace taken = memory;
-    routed_lora_forward(rows, mixed, x.view(), y.view(),
-                        take_routed_lora_state(taken, rows, mixed, sums));
+    row_routed_lora_forward(rows, routed, x.view(), y.view(),
+                            take_row_routed_lora_state(taken, rows, routed, sums));
     return y;
 }
 

@@ -42,6 +42,24 @@ class rank_sum_ref {
     void (*call_)(void*, const tensor_ref<2>&);
 };
 
+/// How routed LoRA computes the mixtures of a batch, which is the same function, rounded in another
+/// order. (LoRA with mixed outputs is another function, and has one way.) Each way gives the same
+/// bits for every number of threads and executor.
+enum class evaluation {
+    /// The adapter of each entry is mixed, written and applied to the rows of the entry: that
+    /// pays for many rows an entry. What a row becomes does not depend on the batch
+    /// that it is in, and sums over rows are as batch_plan promises.
+    by_entry,
+    /// Each module is applied to the rows that use it, and no mixed adapter is written: small
+    /// batches of many tasks. What a row becomes does not depend on the batch that it is in, but it
+    /// is rounded otherwise than by entry. Gradients of modules are sums over all rows that use
+    /// them, 48 at a time, so that their bits depend on which tasks a batch has.
+    by_module,
+    /// Whichever is faster for this batch and layer. The batch decides, so that the last bits of a
+    /// row may depend on the batch that it is in.
+    automatic,
+};
+
 /// A batch, as every entry point takes it: `batch{plan}`, `batch{plan, executor}`. What it refers
 /// to must outlive it.
 struct batch {
@@ -51,6 +69,9 @@ struct batch {
     /// Of a host whose ranks have some heads of each layer: sums [rows, rank] over the ranks,
     /// between the two products of LoRA, forward and backward (serving/lora_shard.hpp).
     rank_sum_ref sum_over_ranks{};
+
+    /// How routed LoRA is computed; forward and backward must agree.
+    evaluation mixtures = evaluation::by_entry;
 };
 
 } // namespace mhr

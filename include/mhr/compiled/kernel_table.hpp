@@ -29,6 +29,10 @@ struct kernel_table {
                          element_type) noexcept;
     void (*expand_modules)(row_set, const const_tensor_ref<3>&, const const_tensor_ref<1>&,
                            const const_tensor_ref<3>&, double, const tensor_ref<2>&) noexcept;
+    void (*shrink_along_rank)(row_set, const const_tensor_ref<2>&, const const_tensor_ref<2>&,
+                              const tensor_ref<2>&) noexcept;
+    void (*expand_rows)(row_set, const const_tensor_ref<3>&, const const_tensor_ref<2>&,
+                        const const_tensor_ref<3>&, double, const tensor_ref<2>&) noexcept;
     void (*rescale_rows)(row_set, const const_tensor_ref<2>&, const const_tensor_ref<1>&,
                          const tensor_ref<2>&, bool, element_type) noexcept;
     void (*add_products_of_rows)(row_set, const const_tensor_ref<2>&, const const_tensor_ref<2>&,

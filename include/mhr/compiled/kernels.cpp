@@ -58,6 +58,17 @@ void expand_modules(row_set rows, const const_tensor_ref<3>& hidden,
     table().expand_modules(rows, hidden, weights, matrices, factor, y);
 }
 
+void shrink_along_rank(row_set rows, const const_tensor_ref<2>& x, const const_tensor_ref<2>& a,
+                       const tensor_ref<2>& hidden) noexcept {
+    table().shrink_along_rank(rows, x, a, hidden);
+}
+
+void expand_rows(row_set rows, const const_tensor_ref<3>& hidden,
+                 const const_tensor_ref<2>& weights, const const_tensor_ref<3>& matrices,
+                 double factor, const tensor_ref<2>& y) noexcept {
+    table().expand_rows(rows, hidden, weights, matrices, factor, y);
+}
+
 void rescale_rows(row_set rows, const const_tensor_ref<2>& from, const const_tensor_ref<1>& scales,
                   const tensor_ref<2>& to, bool accumulate, element_type sums) noexcept {
     table().rescale_rows(rows, from, scales, to, accumulate, sums);

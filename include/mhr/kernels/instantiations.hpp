@@ -7,6 +7,7 @@
 #include <mhr/kernels/mixing.hpp>
 #include <mhr/kernels/output_mixing.hpp>
 #include <mhr/kernels/rescaling.hpp>
+#include <mhr/kernels/row_mixing.hpp>
 #include <mhr/kernels/simd/arch.hpp>
 #include <mhr/kernels/simd/conversion.hpp>
 #include <mhr/kernels/sums.hpp>
@@ -79,6 +80,23 @@ inline void expand_modules(row_set rows, const const_tensor_ref<3>& hidden,
     with_sums(hidden.type(), [&](auto zero) {
         using A = decltype(zero);
         expand_modules<default_arch, A>(rows, hidden.as<A>(), weights, matrices, factor, y);
+    });
+}
+
+inline void shrink_along_rank(row_set rows, const const_tensor_ref<2>& x,
+                              const const_tensor_ref<2>& a, const tensor_ref<2>& hidden) noexcept {
+    with_sums(hidden.type(), [&](auto zero) {
+        using A = decltype(zero);
+        shrink_along_rank<default_arch, A>(rows, x, a, hidden.as<A>());
+    });
+}
+
+inline void expand_rows(row_set rows, const const_tensor_ref<3>& hidden,
+                        const const_tensor_ref<2>& weights, const const_tensor_ref<3>& matrices,
+                        double factor, const tensor_ref<2>& y) noexcept {
+    with_sums(hidden.type(), [&](auto zero) {
+        using A = decltype(zero);
+        expand_rows<default_arch, A>(rows, hidden.as<A>(), weights, matrices, factor, y);
     });
 }
 

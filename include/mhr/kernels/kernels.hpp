@@ -59,6 +59,18 @@ void expand_modules(row_set rows, const const_tensor_ref<3>& hidden,
                     const const_tensor_ref<1>& weights, const const_tensor_ref<3>& matrices,
                     double factor, const tensor_ref<2>& y) noexcept;
 
+/// `shrink` of factor 1 whose sums take their terms one after the other, lanes along the rank: the
+/// same function rounded otherwise. It is fastest where rows of `a` are dense, as modules are.
+void shrink_along_rank(row_set rows, const const_tensor_ref<2>& x, const const_tensor_ref<2>& a,
+                       const tensor_ref<2>& hidden) noexcept;
+
+/// y[row] += factor * sum over modules of weights[row, m] hidden[row, m] matrices[m] for the rows
+/// of the set, with hidden [rows, modules, rank], weights [rows, modules], matrices [modules, rank,
+/// n] and y [rows, n]. A pair of a row and a module of weight 0 is not computed.
+void expand_rows(row_set rows, const const_tensor_ref<3>& hidden,
+                 const const_tensor_ref<2>& weights, const const_tensor_ref<3>& matrices,
+                 double factor, const tensor_ref<2>& y) noexcept;
+
 /// to[row, i] = from[row, i] scales[i] for the rows of the set, or with `accumulate` += that;
 /// absent scales are 1. `to` may be `from`.
 void rescale_rows(row_set rows, const const_tensor_ref<2>& from, const const_tensor_ref<1>& scales,

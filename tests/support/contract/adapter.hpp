@@ -110,6 +110,10 @@ class adapter {
     /// True if every gradient must be given.
     [[nodiscard]] virtual bool needs_all_gradients() const { return false; }
 
+    /// True if some tensor belongs to the entries of a batch: else a row's task changes nothing, as
+    /// long as it has one.
+    [[nodiscard]] virtual bool depends_on_entries() const { return true; }
+
     /// True if rows of no task are copied to y, rather than left alone, or if no task is needed.
     [[nodiscard]] virtual bool writes_without_tasks() const { return false; }
 

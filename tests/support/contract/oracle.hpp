@@ -152,7 +152,7 @@ inline void check_that_mistakes_are_noticed(const adapter& page) {
     page.expect_backward(other_entries.values);
     call.run();
     CHECK(want.agrees_with(call));
-    if (call.has_rows()) CHECK_FALSE(other_entries.agrees_with(call));
+    if (call.has_rows()) CHECK(other_entries.agrees_with(call) != page.depends_on_entries());
     // Each result is looked at: one element that is a little off.
     for (const tensor_spec& spec : call.specs) {
         if (!spec.is_written()) continue;

@@ -221,6 +221,7 @@ inline void check_other_plans(const adapter& page) {
           std::vector<std::int64_t>(static_cast<std::size_t>(call.plan.rows()), no_task)}) {
         const batch_plan other = plan_of(tasks);
         REQUIRE((other.rows() != call.plan.rows() || other.entries() != call.plan.entries()));
+        if (other.rows() == call.plan.rows() && !page.depends_on_entries()) continue;
         const std::string why = page.why_not({other}, given);
         const auto before = call.take_snapshots();
         CHECK_FALSE(why.empty());
