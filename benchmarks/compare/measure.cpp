@@ -137,7 +137,7 @@ class measurement {
                 if (results[i] == &p.ours.seconds) p.ours.spread = times[i].spread;
             p.share_of_processor = std::min(1.0, processor_time / time) * one_thread / all_threads;
             p.multiply_adds_per_second =
-                multiply_adds_per_round() * static_cast<double>(rounds * threads_) / all_threads;
+                static_cast<double>(multiply_adds_of_round * rounds * threads_) / all_threads;
             p.arithmetic_seconds = multiply_adds(ours_.sizes(), ours_.plan().row_order().extent(0),
                                                  ours_.plan().entries(), p.which) /
                                    p.multiply_adds_per_second;
