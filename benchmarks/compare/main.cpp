@@ -109,6 +109,12 @@ layer_case cut_down(layer_case c) {
     return c;
 }
 
+void write(const std::filesystem::path& path, const std::string& text) {
+    std::ofstream file(path);
+    file << text;
+    if (!file.flush()) throw std::runtime_error("cannot write " + path.string());
+}
+
 void run(const options& o, bool own, const std::vector<library>& libraries) {
     plan_of_measurement plan{
         {}, {o.seconds, o.least_rounds, std::max(o.least_rounds, o.most_rounds)}, o.smoke};
@@ -117,6 +123,9 @@ void run(const options& o, bool own, const std::vector<library>& libraries) {
             plan.libraries.push_back(of);
     report result;
     result.machine = describe_machine(plan.libraries);
+    result.invalid_because = held_back(plan.libraries);
+    // An older one would be taken for that of this run, should a result be wrong.
+    std::filesystem::remove(std::filesystem::path(o.output) / "summary.md");
     const auto chosen = [&](const char* type) {
         return std::find(o.types.begin(), o.types.end(), type) != o.types.end();
     };
@@ -148,18 +157,16 @@ void run(const options& o, bool own, const std::vector<library>& libraries) {
     result.summary = summarise(result.passes, result.costs);
     std::filesystem::create_directories(o.output);
     const std::filesystem::path folder(o.output);
-    std::ofstream json(folder / "report.json");
-    json << as_json(result);
-    std::ofstream markdown(folder / "report.md");
-    markdown << as_markdown(result);
+    write(folder / "report.json", as_json(result));
+    write(folder / "report.md", as_markdown(result));
+    write(folder / "summary.md", as_short_markdown(result));
     std::cout << as_markdown(result);
-    if (!json.flush() || !markdown.flush()) throw std::runtime_error("cannot write to " + o.output);
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    prepare_environment(argv, environment_of_libraries());
+    prepare_environment(argv);
     try {
         const auto libraries = all_libraries();
         CLI::App app{"Times routed LoRA against other ways to compute the same.", "mhr_compare"};

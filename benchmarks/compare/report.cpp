@@ -1,5 +1,6 @@
 #include "report.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 
@@ -37,7 +38,7 @@ std::string table_of_pass(const report& of, pass which, const std::set<std::stri
         if (p.which != which) continue;
         std::vector<std::string> cells{p.sizes.name,
                                        p.type,
-                                       std::to_string(p.threads),
+                                       std::to_string(p.threads) + (p.disturbed() ? "*" : ""),
                                        number("%.4f", 1e3 * p.ours.seconds),
                                        number("%.0f", 50 * p.ours.spread),
                                        number("%.2f", p.roofline_fraction()),
@@ -98,11 +99,33 @@ std::string table_of_summary(const report& of) {
     return text;
 }
 
+std::string table_of_machine(const report& of) {
+    double rate = 0;
+    for (const measured_pass& p : of.passes)
+        if (p.threads == 1) rate = std::max(rate, p.multiply_adds_per_second);
+    std::string text = heading({"", ""});
+    for (const auto& [name, value] : of.machine)
+        text += in_cells({name, value});
+    if (rate > 0)
+        text += in_cells({"f32 peak of one thread, measured", number("%.0f GFLOP/s", 2e-9 * rate)});
+    for (const std::string& reason : of.invalid_because)
+        text += "\n**This report is not valid**: " + reason + ".\n";
+    for (const measured_pass& p : of.passes)
+        if (p.disturbed()) {
+            text += "\n**Other programs were at work**: in some rounds they left less than 0.85 of "
+                    "the processor.\n";
+            break;
+        }
+    return text;
+}
+
 } // namespace
 
 std::string as_json(const report& of) {
     using nlohmann::json;
     json result{{"machine", json::object()},
+                {"valid", of.invalid_because.empty()},
+                {"invalid_because", of.invalid_because},
                 {"rows", json::array()},
                 {"costs", json::array()},
                 {"summary", json::object()},
@@ -141,17 +164,10 @@ std::string as_json(const report& of) {
 
 std::string as_markdown(const report& of) {
     std::set<std::string> names;
-    double rate = 0;
-    for (const measured_pass& p : of.passes) {
+    for (const measured_pass& p : of.passes)
         for (const measured_peer& peer : p.peers)
             names.insert(peer.name);
-        if (p.threads == 1) rate = std::max(rate, p.multiply_adds_per_second);
-    }
-    std::string text = "# Benchmark\n\n" + heading({"", ""});
-    for (const auto& [name, value] : of.machine)
-        text += in_cells({name, value});
-    if (rate > 0)
-        text += in_cells({"f32 peak of one thread, measured", number("%.0f GFLOP/s", 2e-9 * rate)});
+    std::string text = "# Benchmark\n\n" + table_of_machine(of);
     text += "\nTimes are medians of rounds in which all competitors took turns, on the same "
             "arrays; ± is half the distance of\ntheir quartiles. Under a peer's name: its time "
             "over ours, so above 1 it is slower. *roofline* is the share of the\nroofline's time "
@@ -161,12 +177,6 @@ std::string as_markdown(const report& of) {
             "roofline*: the "
             "number of the summary if all of ours took the roofline's time, as no\nkernel can do "
             "better on this machine.\n";
-    for (const measured_pass& p : of.passes)
-        if (p.disturbed()) {
-            text += "\n**Other programs were at work**: where threads have a *, they had less than "
-                    "0.85 of the processor.\n";
-            break;
-        }
     if (!of.summary.empty()) text += "\n## Summary\n\n" + table_of_summary(of);
     for (const pass which : all_passes)
         text += table_of_pass(of, which, names);
@@ -176,6 +186,10 @@ std::string as_markdown(const report& of) {
             text += in_cells({"`" + cost.key + "`", number("%.4g", cost.ratio), cost.text});
     }
     return text;
+}
+
+std::string as_short_markdown(const report& of) {
+    return "# Benchmark\n\n" + table_of_machine(of) + "\n" + table_of_summary(of);
 }
 
 } // namespace mhr_bench
