@@ -106,6 +106,7 @@ layer_case cut_down(layer_case c) {
     c.in_features = cut(c.in_features);
     c.out_features = cut(c.out_features);
     c.rows_of_sequence = std::min<index_t>(c.rows_of_sequence, 512 / c.sequences);
+    c.layers = std::min<index_t>(c.layers, 2);
     return c;
 }
 
