@@ -70,17 +70,19 @@ index_t plain_adapters::largest_rank() const {
 
 least_work plain_adapters::work(index_t distinct, index_t rows) const {
     least_work result;
-    for (const auto& of_layer : adapters_)
+    const double rows_of_each = static_cast<double>(rows) / static_cast<double>(distinct);
+    for (const auto& of_layer : adapters_) {
+        double elements = 0;
         for (index_t i = 0; i < distinct; ++i) {
             const mhr::lora& adapter = of_layer[static_cast<std::size_t>(i)];
-            const double share = static_cast<double>(rows) / static_cast<double>(distinct);
-            for (const auto& matrix : {adapter.a, adapter.b}) {
-                result.multiply_adds += share * static_cast<double>(matrix.size());
-                result.arrays.push_back(
-                    {const_cast<void*>(matrix.data()),
-                     static_cast<std::size_t>(matrix.size()) * mhr::size_of(type_), access::read});
-            }
+            elements += static_cast<double>(adapter.a.size() + adapter.b.size());
         }
+        result.multiply_adds += rows_of_each * elements;
+        // They lie one behind the other.
+        result.arrays.push_back({const_cast<void*>(of_layer.front().a.data()),
+                                 static_cast<std::size_t>(elements) * mhr::size_of(type_),
+                                 access::read});
+    }
     return result;
 }
 

@@ -1,7 +1,9 @@
 #include "measure.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 
 namespace mhr_bench {
@@ -45,6 +47,37 @@ void verify(decoder& model, const std::string& what, const way& base,
     }
 }
 
+timing median_of(const std::vector<double>& seconds) {
+    const double median = quantile(seconds, .5);
+    return {median, (quantile(seconds, .75) - quantile(seconds, .25)) / median};
+}
+
+/// Rounds in which each way follows a step of the base alone, in an order drawn anew.
+void time_with_base(const way& base, const std::vector<way>& ways, const budget& limits,
+                    measured_serving& result) {
+    double round = 0;
+    for (const way& of : ways)
+        round += seconds_of(of.run) + seconds_of(base.run);
+    const int rounds = std::clamp(static_cast<int>(limits.seconds / round), limits.least_rounds,
+                                  limits.most_rounds);
+    std::vector<double> of_base;
+    std::vector<std::vector<double>> whole(ways.size()), parts(ways.size());
+    std::vector<std::size_t> order(ways.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::mt19937 engine(1);
+    for (int r = 0; r < rounds; ++r) {
+        std::shuffle(order.begin(), order.end(), engine);
+        for (const std::size_t i : order) {
+            of_base.push_back(seconds_of(base.run));
+            whole[i].push_back(seconds_of(ways[i].run));
+            parts[i].push_back(whole[i].back() - of_base.back());
+        }
+    }
+    result.base = median_of(of_base);
+    for (std::size_t i = 0; i < ways.size(); ++i)
+        result.ways.push_back({ways[i].name, median_of(whole[i]), quantile(parts[i], .5)});
+}
+
 template <class Adapters>
 measured_serving measure(decoder& model, const kind_of_adapters& kind, const Adapters& adapters,
                          requests batch, const budget& limits, bool only_verify) {
@@ -58,28 +91,26 @@ measured_serving measure(decoder& model, const kind_of_adapters& kind, const Ada
 
     constexpr index_t rounds = 2000;
     const least_work least = adapters.work(batch.distinct, batch.rows);
-    std::vector<contender> contenders{{base.run, 0}};
-    for (const way& of : ways)
-        contenders.push_back({of.run, static_cast<int>(contenders.size())});
-    const auto next = [&] { return static_cast<int>(contenders.size()); };
-    contenders.push_back({[&] { stream(least.arrays, model.threads()); }, next()});
-    contenders.push_back({[&] { multiply_add(rounds, model.threads()); }, next()});
-    const auto times = time_in_turn(contenders, limits);
-    result.base = times[0];
-    for (std::size_t i = 0; i < ways.size(); ++i)
-        result.ways.emplace_back(ways[i].name, times[i + 1]);
-    result.memory_seconds = times[times.size() - 2].seconds;
-    const double rate = static_cast<double>(multiply_adds_of_round * rounds * model.threads()) /
-                        times.back().seconds;
+    time_with_base(base, ways, limits, result);
+    const auto stream_all = [&] {
+        for (const stretch_of_memory& array : least.arrays)
+            stream({array}, model.threads());
+    };
+    const auto times =
+        time_in_turn({{stream_all, 0}, {[&] { multiply_add(rounds, model.threads()); }, 1}},
+                     {limits.seconds / 10, 5, 41});
+    result.memory_seconds = times[0].seconds;
+    const double rate =
+        static_cast<double>(multiply_adds_of_round * rounds * model.threads()) / times[1].seconds;
     result.arithmetic_seconds = least.multiply_adds / rate;
     return result;
 }
 
 } // namespace
 
-const timing* measured_serving::find(const std::string& name) const {
-    for (const auto& [other, time] : ways)
-        if (other == name) return &time;
+const measured_way* measured_serving::find(const std::string& name) const {
+    for (const measured_way& of : ways)
+        if (of.name == name) return &of;
     return nullptr;
 }
 

@@ -20,19 +20,26 @@ struct kind_of_adapters {
 /// Plain and routed adapters. (A choice for each row, as Arrow makes it, belongs here, too.)
 std::vector<kind_of_adapters> kinds_of_adapters();
 
-/// Seconds of a step, by so many rows with so many distinct adapters.
+/// Seconds of a step, and what of them is beyond a step of the base alone that was taken just
+/// before: a small part of a long time, which would drown in what the machine does from minute to
+/// minute.
+struct measured_way {
+    std::string name;
+    timing whole;
+    double adapters_part;
+};
+
+/// The ways of one batch: so many rows with so many distinct adapters.
 struct measured_serving {
     std::string kind;
     index_t rows, distinct;
     timing base;
-    std::vector<std::pair<std::string, timing>> ways;
+    std::vector<measured_way> ways;
     /// The least that the adapters' part takes: its multiply-adds at the peak rate, and a stream
     /// over its distinct bytes.
     double arithmetic_seconds, memory_seconds;
 
-    const timing* find(const std::string& way) const;
-    /// Seconds of a way beyond the host's own.
-    double adapters_part(const timing& of) const { return of.seconds - base.seconds; }
+    const measured_way* find(const std::string& way) const;
     double bound() const { return std::max(arithmetic_seconds, memory_seconds); }
 };
 

@@ -31,16 +31,17 @@ double tokens_per_second(const measured_serving& of, const timing& time) {
 }
 
 std::string describe(const measured_serving& of) {
-    const timing& ours = *of.find("mhr");
+    const measured_way& ours = *of.find("mhr");
     std::string text =
         of.kind + ", " + std::to_string(of.rows) + " requests, " + std::to_string(of.distinct) +
         " adapters: base " + milliseconds(of.base.seconds) + ", with mhr " +
-        milliseconds(ours.seconds) + "; the adapters' part of " +
-        milliseconds(of.adapters_part(ours)) + " is bound by " +
+        milliseconds(ours.whole.seconds) + "; the adapters' part of " +
+        milliseconds(ours.adapters_part) + " is bound by " +
         (of.arithmetic_seconds > of.memory_seconds ? "arithmetic" : "memory") + " (arithmetic " +
         milliseconds(of.arithmetic_seconds) + ", memory " + milliseconds(of.memory_seconds) + ")";
-    for (const auto& [name, time] : of.ways)
-        if (name != "mhr") text += "; " + name + " " + milliseconds(time.seconds);
+    for (const measured_way& other : of.ways)
+        if (other.name != "mhr")
+            text += "; " + other.name + " " + milliseconds(other.whole.seconds);
     return text;
 }
 
@@ -58,19 +59,19 @@ std::string table_of_kind(const serving_report& of, const kind_of_adapters& kind
     for (const measured_serving& row : of.rows) {
         if (row.kind != kind.name) continue;
         if (text.empty()) {
-            for (const auto& [name, time] : row.ways)
-                columns.push_back(name);
+            for (const measured_way& of_row : row.ways)
+                columns.push_back(of_row.name);
             names = row.ways.size();
             columns.insert(columns.end(), {"overhead of mhr", "adapters' part", "its bound"});
         }
         std::vector<std::string> cells{std::to_string(row.distinct),
                                        number("%.1f", tokens_per_second(row, row.base))};
         for (std::size_t i = 0; i < names; ++i)
-            cells.push_back(number("%.1f", tokens_per_second(row, row.ways[i].second)) + " ± " +
-                            number("%.0f %%", 50 * row.ways[i].second.spread));
-        const timing& ours = *row.find("mhr");
-        cells.push_back(number("%.1f %%", 100 * row.adapters_part(ours) / row.base.seconds));
-        cells.push_back(milliseconds(row.adapters_part(ours)));
+            cells.push_back(number("%.1f", tokens_per_second(row, row.ways[i].whole)) + " ± " +
+                            number("%.0f %%", 50 * row.ways[i].whole.spread));
+        const measured_way& ours = *row.find("mhr");
+        cells.push_back(number("%.1f %%", 100 * ours.adapters_part / row.base.seconds));
+        cells.push_back(milliseconds(ours.adapters_part));
         cells.push_back(milliseconds(row.bound()) +
                         (row.arithmetic_seconds > row.memory_seconds ? " arithmetic" : " memory"));
         text += line(cells);
@@ -90,11 +91,12 @@ std::string as_markdown(const serving_report& of, const std::vector<summary_entr
         std::to_string(of.threads) + " thread" + (of.threads == 1 ? "" : "s") + ", products by";
     for (std::size_t i = 0; i < of.base_libraries.size(); ++i)
         text += (i == 0 ? " " : ", ") + of.base_libraries[i];
-    text += ". Each request has one row, and adapters are on every layer. *switching* serves the "
-            "adapters one after the other, each with the rows of its requests alone. An overhead "
-            "is time over that of the base alone, minus 1; the bound of the adapters' part is the "
-            "larger of their multiply-adds at the peak rate and of a stream over their distinct "
-            "bytes, measured in the same rounds.\n\n";
+    text +=
+        ". Each request has one row, and adapters are on every layer. *switching* serves the "
+        "adapters one after the other, each with the rows of its requests alone. An overhead "
+        "is time over that of the base alone, minus 1 (the median of pairs of steps that follow "
+        "each other); the bound of the adapters' part is the larger of their multiply-adds at "
+        "the peak rate and of a stream over their distinct bytes, both measured right behind.\n\n";
     for (const auto& [name, value] : of.machine)
         text += "- " + name + ": " + value + "\n";
     for (const std::string& reason : of.invalid_because)
@@ -119,17 +121,19 @@ std::string as_markdown(const serving_report& of, const std::vector<summary_entr
 json as_json(const serving_report& of) {
     json rows = json::array();
     for (const measured_serving& row : of.rows) {
-        json seconds = json::object(), tokens = json::object();
+        json seconds = json::object(), parts = json::object(), tokens = json::object();
         tokens["base only"] = tokens_per_second(row, row.base);
-        for (const auto& [name, time] : row.ways) {
-            seconds[name] = time.seconds;
-            tokens[name] = tokens_per_second(row, time);
+        for (const measured_way& of_row : row.ways) {
+            seconds[of_row.name] = of_row.whole.seconds;
+            parts[of_row.name] = of_row.adapters_part;
+            tokens[of_row.name] = tokens_per_second(row, of_row.whole);
         }
         rows.push_back({{"kind", row.kind},
                         {"rows", row.rows},
                         {"distinct", row.distinct},
                         {"base_seconds", row.base.seconds},
                         {"seconds", seconds},
+                        {"adapters_part_seconds", parts},
                         {"tokens_per_second", tokens},
                         {"arithmetic_seconds", row.arithmetic_seconds},
                         {"memory_seconds", row.memory_seconds},
@@ -169,7 +173,7 @@ void write(const std::filesystem::path& path, const std::string& text) {
 std::vector<summary_entry> summarise_serving(const serving_report& of) {
     std::vector<summary_entry> result;
     using value = std::optional<double>;
-    using value_of = std::function<value(const measured_serving&, const timing& ours)>;
+    using value_of = std::function<value(const measured_serving&, const measured_way& ours)>;
     const auto add = [&](const char* key, const char* kind, double target, bool at_least,
                          const char* meaning, const value_of& find) {
         for (const measured_serving& row : of.rows) {
@@ -180,29 +184,29 @@ std::vector<summary_entry> summarise_serving(const serving_report& of) {
             if (!result.back().met()) result.back().shortfalls.push_back(describe(row));
         }
     };
-    const value_of overhead = [](const measured_serving& row, const timing& ours) {
-        return row.adapters_part(ours) / row.base.seconds;
+    const value_of overhead = [](const measured_serving& row, const measured_way& ours) {
+        return ours.adapters_part / row.base.seconds;
     };
     const auto part_of = [](const char* way) {
-        return [way](const measured_serving& row, const timing& ours) -> value {
-            const timing* other = row.find(way);
+        return [way](const measured_serving& row, const measured_way& ours) -> value {
+            const measured_way* other = row.find(way);
             if (other == nullptr) return {};
-            return row.adapters_part(*other) / row.adapters_part(ours);
+            return other->adapters_part / ours.adapters_part;
         };
     };
     add("serving_overhead_plain", "plain-16-bf16", 0.06, false,
         "adapters of rank 16 in bf16, one for each request", overhead);
     add("serving_plain_vs_bound", "plain-mixed", 1.3, false,
         "adapters of ranks 8, 16 and 64 in f32: their part over its bound",
-        [](const measured_serving& row, const timing& ours) {
-            return row.adapters_part(ours) / row.bound();
+        [](const measured_serving& row, const measured_way& ours) {
+            return ours.adapters_part / row.bound();
         });
     add("serving_overhead_routed", "routed", 0.18, false,
         "MHR with 8 modules and 8 heads, a task for each request", overhead);
     add("serving_vs_switching", "plain-mixed", 4, true,
         "whole time of one adapter after the other over that of one batch",
-        [](const measured_serving& row, const timing& ours) {
-            return row.find("switching")->seconds / ours.seconds;
+        [](const measured_serving& row, const measured_way& ours) {
+            return row.find("switching")->whole.seconds / ours.whole.seconds;
         });
     add("serving_vs_peft_mixed", "plain-mixed", 2, true,
         "adapters' part of PEFT's mixed batch over ours", part_of("PEFT mixed batch"));
