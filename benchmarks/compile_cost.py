@@ -73,13 +73,13 @@ def main():
             sources.append((name, source))
         common = [arguments.compiler, "-std=c++17", *flags, f"-I{project / 'include'}"]
         common += [f"-I{directory}" for directory in arguments.include if directory]
-        results = {name: [] for name, _ in sources}
+        results = [[] for _ in sources]  # two may have one name
         # In turn, so that what else the machine does disturbs all alike.
         for _ in range(arguments.runs):
-            for name, source in sources:
-                results[name].append(compile_once(
+            for (_, source), runs in zip(sources, results):
+                runs.append(compile_once(
                     [*common, "-c", str(source), "-o", str(folder / "object.o")]))
-        for name, runs in results.items():
+        for (name, _), runs in zip(sources, results):
             seconds, mebibytes = (statistics.median(column) for column in zip(*runs))
             rows.append(f"| {name} | {seconds:.2f} | {mebibytes:.0f} |")
 

@@ -32,7 +32,7 @@ struct options {
 };
 
 void add_options(CLI::App& app, options& o, const std::vector<library>& libraries) {
-    std::vector<std::string> case_names{"own"}, library_names;
+    std::vector<std::string> case_names{"own"}, library_names{"none"};
     for (const layer_case& c : standard_cases())
         case_names.push_back(c.name);
     for (const library& of : libraries)
@@ -53,7 +53,7 @@ void add_options(CLI::App& app, options& o, const std::vector<library>& librarie
         ->check(CLI::IsMember(case_names));
     app.add_option("--type", o.types, "Storage types")->check(CLI::IsMember({"f32", "bf16"}));
     app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::Range(1, 1024));
-    app.add_option("--peers", o.peers, "Only these peers (default: all)")
+    app.add_option("--peers", o.peers, "Only these peers (default: all), or none")
         ->check(CLI::IsMember(library_names));
     // Any of these adds a case of one's own.
     app.add_option("--in", o.own.in_features, "Own case: in_features")->check(positive);
