@@ -17,6 +17,20 @@ import tempfile
 
 project = pathlib.Path(__file__).resolve().parent.parent
 
+# What a host writes for one layer: every argument may have any element type.
+CALL = """
+#include <mhr/lora/routed_lora.hpp>
+void forward(const mhr::batch& batch, const mhr::routed_lora& layer, mhr::const_tensor_ref<2> x,
+             mhr::tensor_ref<2> y, const mhr::routed_lora_state& state) {
+    mhr::routed_lora_forward(batch, layer, x, y, state);
+}
+void backward(const mhr::batch& batch, const mhr::routed_lora& layer, mhr::const_tensor_ref<2> x,
+              mhr::const_tensor_ref<2> d_y, const mhr::routed_lora_state& state,
+              const mhr::routed_lora_gradients& gradients, mhr::workspace scratch) {
+    mhr::routed_lora_backward(batch, layer, x, d_y, state, gradients, scratch);
+}
+"""
+
 # What is compiled: a name for the table, and either the text or a file of the project.
 CASES = [
     ("nothing", ""),
@@ -27,11 +41,14 @@ CASES = [
     ("`<mhr/lora/routed_lora.hpp>`", "#include <mhr/lora/routed_lora.hpp>\n"),
     ("the same with `mhr::compiled`",
      "#define MHR_COMPILED 1\n#include <mhr/lora/routed_lora.hpp>\n"),
+    ("calls of routed LoRA, forward and backward", CALL),
+    ("these with `MHR_ONLY_F32`", "#define MHR_ONLY_F32 1\n" + CALL),
+    ("these with `mhr::compiled`", "#define MHR_COMPILED 1\n" + CALL),
     ("`<mhr/mhr.hpp>`", "#include <mhr/mhr.hpp>\n"),
     ("`<nlohmann/json.hpp>`, which the next one needs", "#include <nlohmann/json.hpp>\n"),
     ("`<mhr/io/peft/peft.hpp>`", "#include <mhr/io/peft/peft.hpp>\n"),
     ("`examples/quickstart.cpp`", project / "examples/quickstart.cpp"),
-    ("the same with `mhr::compiled`",
+    ("the quickstart with `mhr::compiled`",
      "#define MHR_COMPILED 1\n" + (project / "examples/quickstart.cpp").read_text()),
 ]
 
