@@ -121,6 +121,57 @@ std::string table_of_machine(const report& of) {
 
 } // namespace
 
+void keep_from(const std::string& text, const std::vector<library>& libraries, report& of) {
+    const nlohmann::json earlier = nlohmann::json::parse(text);
+    const auto cases = standard_cases();
+    const auto place_of = [&](const std::string& name) {
+        std::size_t place = 0;
+        while (place < cases.size() && cases[place].name != name)
+            ++place;
+        return place;
+    };
+    const std::vector<measured_pass> measured = of.passes;
+    for (const auto& row : earlier.at("rows")) {
+        const std::size_t place = place_of(row.at("case"));
+        const bool anew =
+            std::any_of(measured.begin(), measured.end(), [&](const measured_pass& p) {
+                return p.sizes.name == row.at("case") && p.type == row.at("type") &&
+                       p.threads == row.at("threads");
+            });
+        if (anew || place == cases.size()) continue;
+        measured_pass p{cases[place],
+                        pass::forward,
+                        row.at("type"),
+                        row.at("threads"),
+                        {row.at("seconds"), row.at("spread")},
+                        row.value("seconds_of_one_thread", 0.0),
+                        row.at("arithmetic_seconds"),
+                        row.at("memory_seconds"),
+                        row.at("multiply_adds_per_second"),
+                        row.at("share_of_processor"),
+                        {}};
+        for (const pass which : all_passes)
+            if (row.at("pass") == name_of(which)) p.which = which;
+        for (const auto& [name, ratio] : row.at("peers").items())
+            for (const library& peer : libraries)
+                if (peer.name == name)
+                    p.peers.push_back({name, peer.plays, ratio.get<double>() * p.ours.seconds});
+        of.passes.push_back(std::move(p));
+    }
+    std::stable_sort(of.passes.begin(), of.passes.end(),
+                     [&](const measured_pass& a, const measured_pass& b) {
+                         return place_of(a.sizes.name) < place_of(b.sizes.name);
+                     });
+    for (const auto& cost : earlier.at("costs"))
+        if (std::none_of(of.costs.begin(), of.costs.end(),
+                         [&](const measured_cost& c) { return c.key == cost.at("key"); }))
+            of.costs.push_back({cost.at("key"), cost.at("ratio"), cost.at("text")});
+    for (const auto& reason : earlier.at("invalid_because"))
+        if (std::find(of.invalid_because.begin(), of.invalid_because.end(), reason) ==
+            of.invalid_because.end())
+            of.invalid_because.push_back(reason);
+}
+
 std::string as_json(const report& of) {
     using nlohmann::json;
     json result{{"machine", json::object()},

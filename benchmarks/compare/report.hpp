@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "machine.hpp"
 #include "measure.hpp"
@@ -16,6 +17,10 @@ struct report {
     std::vector<measured_cost> costs;
     std::vector<summary_entry> summary;
 };
+
+/// Takes the rows and costs of an earlier report.json that `of` has not: a busy machine is measured
+/// in pieces, whenever it is quiet.
+void keep_from(const std::string& json, const std::vector<library>& libraries, report& of);
 
 /// {"machine", "valid", "rows": [{"case", "pass", "type", "threads", "seconds",
 /// "roofline_fraction", "peers": {name: their time over ours}, ..}], "summary": {key: value},
