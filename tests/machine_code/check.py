@@ -10,6 +10,7 @@ A loop may not call a function for its multiply-adds, and each kernel has to hav
 sums in registers as its largest tile has.
 
     tests/machine_code/check.py --compiler c++ --level x86-64-v3 [--flag=-O2 ..] [--include DIR ..]
+                                [--source FILE]
 """
 
 import argparse
@@ -230,12 +231,16 @@ def stack_registers(instructions):
 
 def hot_loops(functions):
     """The loops worth a look, by function."""
-    bodies = {name: list(innermost_loops(of)) for name, of in functions.items()}
-    steps = {name for name, of in functions.items()
-             if not bodies[name] and any(is_multiply_add(i.name) for i in of)}
-    result = collections.defaultdict(list)
+    multiplying = [name for name, of in functions.items()
+                   if any(is_multiply_add(i.name) for i in of)]
+    bodies = {name: list(innermost_loops(functions[name])) for name in multiplying}
+    steps = {name for name in multiplying if not bodies[name]}
     for name, instructions in functions.items():
-        frame = stack_registers(instructions)
+        if name not in multiplying and any(i.target in steps for i in instructions):
+            bodies[name] = list(innermost_loops(instructions))
+    result = collections.defaultdict(list)
+    for name in bodies:
+        frame = stack_registers(functions[name])
         for body in bodies[name]:
             loop = look_at(body, frame, steps)
             if loop.multiply_adds >= LEAST_MULTIPLY_ADDS or loop.calls:
@@ -297,6 +302,8 @@ def main():
     parser.add_argument("--level", required=True, choices=sorted(LEAST_SUMS))
     parser.add_argument("--flag", action="append", default=[], help="default: -O2")
     parser.add_argument("--include", action="append", default=[], help="folders of headers")
+    parser.add_argument("--source", type=pathlib.Path, default=folder / "kernels.cpp",
+                        help="functions of the kernels' names to look at instead of these")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -305,7 +312,7 @@ def main():
                         f"-march={arguments.level}", "-DMHR_ONLY_F32=1",
                         f"-I{folder.parent.parent / 'include'}",
                         *[f"-isystem{directory}" for directory in arguments.include if directory],
-                        "-c", str(folder / "kernels.cpp"), "-o", str(made)], check=True)
+                        "-c", str(arguments.source), "-o", str(made)], check=True)
         listing = subprocess.run(["objdump", "-dr", "--no-show-raw-insn", str(made)], check=True,
                                  capture_output=True, text=True).stdout
     lines, faults = check(listing, arguments.level)
