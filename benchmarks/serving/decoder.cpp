@@ -6,8 +6,6 @@
 
 #include <mhr/core/random.hpp>
 
-#include "../compare/timing.hpp"
-
 namespace mhr_bench {
 
 namespace {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../compare/peer.hpp"
+#include "../compare/timing.hpp"
 #include "../support/aligned_array.hpp"
 
 // The linear layers of a decoder, whose products a library computes: what adapters stand beside.
@@ -58,10 +59,13 @@ class decoder {
             for (index_t place = 0; place < layers_of_block; ++place) {
                 const index_t layer = block * layers_of_block + place;
                 products[static_cast<std::size_t>(layer)]();
-                adapt(layer);
+                seconds_of_adapters_ += seconds_of([&] { adapt(layer); });
                 after(place, first, count);
             }
     }
+
+    /// Seconds that all steps so far have spent in `adapt`.
+    double seconds_of_adapters() const { return seconds_of_adapters_; }
 
     /// What the last step of all rows left, [rows, width].
     const aligned_array<float>& result() const { return state_; }
@@ -91,6 +95,7 @@ class decoder {
     std::map<std::pair<index_t, index_t>, std::vector<std::function<void()>>> products_;
     std::map<std::pair<index_t, index_t>, candidate> chosen_; // by place and count
     std::vector<std::string> used_;
+    double seconds_of_adapters_ = 0;
 };
 
 } // namespace mhr_bench

@@ -52,30 +52,43 @@ timing median_of(const std::vector<double>& seconds) {
     return {median, (quantile(seconds, .75) - quantile(seconds, .25)) / median};
 }
 
-/// Rounds in which each way follows a step of the base alone, in an order drawn anew.
-void time_with_base(const way& base, const std::vector<way>& ways, const budget& limits,
-                    measured_serving& result) {
-    double round = 0;
+/// Rounds in which the base alone and all ways take turns, in an order drawn anew; short ones take
+/// several turns while the longest takes one.
+void time_steps(const decoder& model, const way& base, const std::vector<way>& ways,
+                const budget& limits, measured_serving& result) {
+    std::vector<const way*> all{&base};
     for (const way& of : ways)
-        round += seconds_of(of.run) + seconds_of(base.run);
+        all.push_back(&of);
+    std::vector<double> once;
+    for (const way* of : all)
+        once.push_back(seconds_of(of->run));
+    const double longest = *std::max_element(once.begin(), once.end());
+    std::vector<std::size_t> turns;
+    double round = 0;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const auto count = static_cast<std::size_t>(std::clamp(longest / once[i], 1.0, 6.0));
+        turns.insert(turns.end(), count, i);
+        round += static_cast<double>(count) * once[i];
+    }
     const int rounds = std::clamp(static_cast<int>(limits.seconds / round), limits.least_rounds,
                                   limits.most_rounds);
-    std::vector<double> of_base;
-    std::vector<std::vector<double>> whole(ways.size()), parts(ways.size());
-    std::vector<std::size_t> order(ways.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::vector<std::vector<double>> whole(all.size()), parts(all.size()), overheads(all.size());
     std::mt19937 engine(1);
     for (int r = 0; r < rounds; ++r) {
-        std::shuffle(order.begin(), order.end(), engine);
-        for (const std::size_t i : order) {
-            of_base.push_back(seconds_of(base.run));
-            whole[i].push_back(seconds_of(ways[i].run));
-            parts[i].push_back(whole[i].back() - of_base.back());
+        std::shuffle(turns.begin(), turns.end(), engine);
+        for (const std::size_t i : turns) {
+            const double before = model.seconds_of_adapters();
+            const double seconds = seconds_of(all[i]->run);
+            const double part = model.seconds_of_adapters() - before;
+            whole[i].push_back(seconds);
+            parts[i].push_back(part);
+            overheads[i].push_back(part / (seconds - part));
         }
     }
-    result.base = median_of(of_base);
-    for (std::size_t i = 0; i < ways.size(); ++i)
-        result.ways.push_back({ways[i].name, median_of(whole[i]), quantile(parts[i], .5)});
+    result.base = median_of(whole[0]);
+    for (std::size_t i = 1; i < all.size(); ++i)
+        result.ways.push_back({all[i]->name, median_of(whole[i]), quantile(parts[i], .5),
+                               quantile(overheads[i], .5)});
 }
 
 template <class Adapters>
@@ -91,7 +104,7 @@ measured_serving measure(decoder& model, const kind_of_adapters& kind, const Ada
 
     constexpr index_t rounds = 2000;
     const least_work least = adapters.work(batch.distinct, batch.rows);
-    time_with_base(base, ways, limits, result);
+    time_steps(model, base, ways, limits, result);
     const auto stream_all = [&] {
         for (const stretch_of_memory& array : least.arrays)
             stream({array}, model.threads());

@@ -20,13 +20,13 @@ struct kind_of_adapters {
 /// Plain and routed adapters. (A choice for each row, as Arrow makes it, belongs here, too.)
 std::vector<kind_of_adapters> kinds_of_adapters();
 
-/// Seconds of a step, and what of them is beyond a step of the base alone that was taken just
-/// before: a small part of a long time, which would drown in what the machine does from minute to
-/// minute.
+/// Seconds of a step, and what of them the adapters take, measured inside of it: the difference of
+/// two long times would drown in what the machine does from one to the next.
 struct measured_way {
     std::string name;
     timing whole;
     double adapters_part;
+    double overhead; ///< the adapters' part over the rest of the same step
 };
 
 /// The ways of one batch: so many rows with so many distinct adapters.

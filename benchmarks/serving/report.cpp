@@ -70,7 +70,7 @@ std::string table_of_kind(const serving_report& of, const kind_of_adapters& kind
             cells.push_back(number("%.1f", tokens_per_second(row, row.ways[i].whole)) + " ± " +
                             number("%.0f %%", 50 * row.ways[i].whole.spread));
         const measured_way& ours = *row.find("mhr");
-        cells.push_back(number("%.1f %%", 100 * ours.adapters_part / row.base.seconds));
+        cells.push_back(number("%.1f %%", 100 * ours.overhead));
         cells.push_back(milliseconds(ours.adapters_part));
         cells.push_back(milliseconds(row.bound()) +
                         (row.arithmetic_seconds > row.memory_seconds ? " arithmetic" : " memory"));
@@ -91,12 +91,11 @@ std::string as_markdown(const serving_report& of, const std::vector<summary_entr
         std::to_string(of.threads) + " thread" + (of.threads == 1 ? "" : "s") + ", products by";
     for (std::size_t i = 0; i < of.base_libraries.size(); ++i)
         text += (i == 0 ? " " : ", ") + of.base_libraries[i];
-    text +=
-        ". Each request has one row, and adapters are on every layer. *switching* serves the "
-        "adapters one after the other, each with the rows of its requests alone. An overhead "
-        "is time over that of the base alone, minus 1 (the median of pairs of steps that follow "
-        "each other); the bound of the adapters' part is the larger of their multiply-adds at "
-        "the peak rate and of a stream over their distinct bytes, both measured right behind.\n\n";
+    text += ". Each request has one row, and adapters are on every layer. *switching* serves the "
+            "adapters one after the other, each with the rows of its requests alone. The adapters' "
+            "part of a step is measured inside of it, and an overhead is that part over the rest; "
+            "its bound is the larger of its multiply-adds at the peak rate and of a stream over "
+            "its distinct bytes, both measured right behind.\n\n";
     for (const auto& [name, value] : of.machine)
         text += "- " + name + ": " + value + "\n";
     for (const std::string& reason : of.invalid_because)
@@ -184,8 +183,8 @@ std::vector<summary_entry> summarise_serving(const serving_report& of) {
             if (!result.back().met()) result.back().shortfalls.push_back(describe(row));
         }
     };
-    const value_of overhead = [](const measured_serving& row, const measured_way& ours) {
-        return ours.adapters_part / row.base.seconds;
+    const value_of overhead = [](const measured_serving&, const measured_way& ours) {
+        return ours.overhead;
     };
     const auto part_of = [](const char* way) {
         return [way](const measured_serving& row, const measured_way& ours) -> value {
