@@ -23,7 +23,7 @@ struct options {
     std::vector<std::string> kinds, peers;
     int threads = 2;
     budget limits{6, 3, 15};
-    bool smoke = false;
+    bool smoke = false, keep = false;
 };
 
 void add_options(CLI::App& app, options& o, const std::vector<library>& libraries) {
@@ -55,6 +55,8 @@ void add_options(CLI::App& app, options& o, const std::vector<library>& librarie
         ->capture_default_str();
     app.add_option("--kind", o.kinds, "Only these kinds of adapters (default: all)")
         ->check(CLI::IsMember(kinds));
+    app.add_flag("--keep", o.keep,
+                 "Keep what an earlier report in the same folder has of other kinds");
     app.add_option("--peers", o.peers, "Base products by one of these (default: the fastest)")
         ->check(CLI::IsMember(names));
     app.add_option("--threads", o.threads, "Number of threads")
@@ -96,6 +98,7 @@ void run(options o, const std::vector<library>& all) {
         return;
     }
     result.base_libraries = model.libraries_used();
+    if (o.keep) keep_from(o.output, result);
     write_serving_report(result, o.output);
     std::cout << markdown_of_serving(result);
 }

@@ -121,10 +121,13 @@ json as_json(const serving_report& of) {
     json rows = json::array();
     for (const measured_serving& row : of.rows) {
         json seconds = json::object(), parts = json::object(), tokens = json::object();
+        json spreads = json::object(), overheads = json::object();
         tokens["base only"] = tokens_per_second(row, row.base);
         for (const measured_way& of_row : row.ways) {
             seconds[of_row.name] = of_row.whole.seconds;
             parts[of_row.name] = of_row.adapters_part;
+            spreads[of_row.name] = of_row.whole.spread;
+            overheads[of_row.name] = of_row.overhead;
             tokens[of_row.name] = tokens_per_second(row, of_row.whole);
         }
         rows.push_back({{"kind", row.kind},
@@ -133,6 +136,8 @@ json as_json(const serving_report& of) {
                         {"base_seconds", row.base.seconds},
                         {"seconds", seconds},
                         {"adapters_part_seconds", parts},
+                        {"spread", spreads},
+                        {"overhead", overheads},
                         {"tokens_per_second", tokens},
                         {"arithmetic_seconds", row.arithmetic_seconds},
                         {"memory_seconds", row.memory_seconds},
@@ -219,6 +224,46 @@ std::vector<summary_entry> summarise_serving(const serving_report& of) {
 
 std::string markdown_of_serving(const serving_report& of) {
     return as_markdown(of, summarise_serving(of));
+}
+
+void keep_from(const std::filesystem::path& folder, serving_report& of) {
+    if (!std::filesystem::exists(folder / "report.json")) return;
+    const json earlier = json::parse(text_of(folder / "report.json"));
+    if (!earlier.contains("serving")) return;
+    const std::vector<measured_serving> measured = of.rows;
+    for (const json& row : earlier["serving"].at("rows")) {
+        const bool anew =
+            std::any_of(measured.begin(), measured.end(), [&](const measured_serving& other) {
+                return other.kind == row.at("kind");
+            });
+        if (anew) continue;
+        measured_serving kept{row.at("kind"),
+                              row.at("rows"),
+                              row.at("distinct"),
+                              {row.at("base_seconds"), 0},
+                              {},
+                              row.at("arithmetic_seconds"),
+                              row.at("memory_seconds")};
+        const auto add = [&](const std::string& name) {
+            kept.ways.push_back({name,
+                                 {row.at("seconds").at(name), row.at("spread").at(name)},
+                                 row.at("adapters_part_seconds").at(name),
+                                 row.at("overhead").at(name)});
+        };
+        add("mhr");
+        for (const auto& [name, seconds] : row.at("seconds").items())
+            if (name != "mhr") add(name);
+        of.rows.push_back(std::move(kept));
+    }
+    const auto place_of = [kinds = kinds_of_adapters()](const measured_serving& row) {
+        return std::find_if(kinds.begin(), kinds.end(),
+                            [&](const kind_of_adapters& kind) { return kind.name == row.kind; }) -
+               kinds.begin();
+    };
+    std::stable_sort(of.rows.begin(), of.rows.end(),
+                     [&](const measured_serving& a, const measured_serving& b) {
+                         return place_of(a) < place_of(b);
+                     });
 }
 
 void write_serving_report(const serving_report& of, const std::filesystem::path& folder) {

@@ -26,6 +26,10 @@ std::vector<summary_entry> summarise_serving(const serving_report& of);
 /// The tables of a report.
 std::string markdown_of_serving(const serving_report& of);
 
+/// Takes the rows of other kinds of adapters from an earlier report in the folder: a busy machine
+/// is measured in pieces, whenever it is quiet.
+void keep_from(const std::filesystem::path& folder, serving_report& of);
+
 /// Adds to report.json and report.md of the folder, or begins them: {"serving": {"model", "rows":
 /// [{"kind", "rows", "distinct", "base_seconds", "seconds": {way: ..}, "tokens_per_second": {..},
 /// "bound_seconds", ..}, ..]}, "summary", "targets"}.
