@@ -33,7 +33,7 @@ LEAST_SUMS = {"x86-64-v3": 8, "x86-64-v4": 24}
 LEAST_MULTIPLY_ADDS = 6
 
 # Tiles with fewer sums are ends of a batch, and may load what is shared again.
-LEAST_SUMS_TO_SHARE = {"x86-64-v3": 8, "x86-64-v4": 12}
+LEAST_SUMS_TO_SHARE = {"x86-64-v3": 9, "x86-64-v4": 12}
 
 MOST_LOADS = 1.05
 
