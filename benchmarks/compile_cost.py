@@ -17,6 +17,20 @@ import tempfile
 
 project = pathlib.Path(__file__).resolve().parent.parent
 
+# What a host writes for one layer: every argument may have any element type.
+CALL = """
+#include <mhr/lora/routed_lora.hpp>
+void forward(const mhr::batch& batch, const mhr::routed_lora& layer, mhr::const_tensor_ref<2> x,
+             mhr::tensor_ref<2> y, const mhr::routed_lora_state& state) {
+    mhr::routed_lora_forward(batch, layer, x, y, state);
+}
+void backward(const mhr::batch& batch, const mhr::routed_lora& layer, mhr::const_tensor_ref<2> x,
+              mhr::const_tensor_ref<2> d_y, const mhr::routed_lora_state& state,
+              const mhr::routed_lora_gradients& gradients, mhr::workspace scratch) {
+    mhr::routed_lora_backward(batch, layer, x, d_y, state, gradients, scratch);
+}
+"""
+
 # What is compiled: a name for the table, and either the text or a file of the project.
 CASES = [
     ("nothing", ""),
@@ -27,11 +41,14 @@ CASES = [
     ("`<mhr/lora/routed_lora.hpp>`", "#include <mhr/lora/routed_lora.hpp>\n"),
     ("the same with `mhr::compiled`",
      "#define MHR_COMPILED 1\n#include <mhr/lora/routed_lora.hpp>\n"),
+    ("calls of routed LoRA, forward and backward", CALL),
+    ("these with `MHR_ONLY_F32`", "#define MHR_ONLY_F32 1\n" + CALL),
+    ("these with `mhr::compiled`", "#define MHR_COMPILED 1\n" + CALL),
     ("`<mhr/mhr.hpp>`", "#include <mhr/mhr.hpp>\n"),
     ("`<nlohmann/json.hpp>`, which the next one needs", "#include <nlohmann/json.hpp>\n"),
     ("`<mhr/io/peft/peft.hpp>`", "#include <mhr/io/peft/peft.hpp>\n"),
     ("`examples/quickstart.cpp`", project / "examples/quickstart.cpp"),
-    ("the same with `mhr::compiled`",
+    ("the quickstart with `mhr::compiled`",
      "#define MHR_COMPILED 1\n" + (project / "examples/quickstart.cpp").read_text()),
 ]
 
@@ -73,13 +90,13 @@ def main():
             sources.append((name, source))
         common = [arguments.compiler, "-std=c++17", *flags, f"-I{project / 'include'}"]
         common += [f"-I{directory}" for directory in arguments.include if directory]
-        results = {name: [] for name, _ in sources}
+        results = [[] for _ in sources]  # two may have one name
         # In turn, so that what else the machine does disturbs all alike.
         for _ in range(arguments.runs):
-            for name, source in sources:
-                results[name].append(compile_once(
+            for (_, source), runs in zip(sources, results):
+                runs.append(compile_once(
                     [*common, "-c", str(source), "-o", str(folder / "object.o")]))
-        for name, runs in results.items():
+        for (name, _), runs in zip(sources, results):
             seconds, mebibytes = (statistics.median(column) for column in zip(*runs))
             rows.append(f"| {name} | {seconds:.2f} | {mebibytes:.0f} |")
 

@@ -37,6 +37,9 @@ HEADLINES = {
     "threads2_geomean": "one thread over two, 512 rows or more",
 }
 
+# What the pages say of the machine; its report says more, such as what each peer runs on.
+MACHINE = ("processor", "cores", "vector registers", "compiler")
+
 
 class Table:
     """A table of Markdown: the texts of its cells."""
@@ -84,8 +87,8 @@ class Bench(Block):
         machine = json.loads((folder / "report.json").read_text())["machine"]
         version = (pathlib.Path(__file__).parent.parent / "include/mhr/version.hpp").read_text()
         numbers = re.findall(r"#define MHR_VERSION_\w+ (\d+)", version)
-        said = "; ".join(f"{name}: {value}" for name, value in machine.items())
-        return f"Measured by mhr {'.'.join(numbers)}. {said[0].upper() + said[1:]}.\n\n"
+        said = ", ".join(f"{name}: {machine[name]}" for name in MACHINE if name in machine)
+        return f"Measured by mhr {'.'.join(numbers)} ({said}).\n\n"
 
 
 class Headline(Bench):

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <sstream>
 #include <stdexcept>
 
 #include "costs.hpp"
@@ -25,14 +26,14 @@ struct options {
     double seconds = 6;
     int least_rounds = 7;
     int most_rounds = 41;
-    bool smoke = false;
+    bool smoke = false, keep = false;
     std::vector<std::string> cases, types{"f32", "bf16"}, peers;
     std::vector<int> threads{1, 2};
     layer_case own{"own", 2048, 2048, 16, 8, 8, 32, 64, 8};
 };
 
 void add_options(CLI::App& app, options& o, const std::vector<library>& libraries) {
-    std::vector<std::string> case_names{"own"}, library_names;
+    std::vector<std::string> case_names{"own", "costs"}, library_names{"none"};
     for (const layer_case& c : standard_cases())
         case_names.push_back(c.name);
     for (const library& of : libraries)
@@ -49,11 +50,14 @@ void add_options(CLI::App& app, options& o, const std::vector<library>& librarie
     app.add_flag("--smoke", o.smoke,
                  "Only check results, on all cases with their sizes cut down: fails if any result "
                  "is wrong");
+    app.add_flag("--keep", o.keep,
+                 "Keep what an earlier report in the same folder has of other cases, types and "
+                 "threads");
     app.add_option("--case", o.cases, "Only these cases (default: all standard ones)")
         ->check(CLI::IsMember(case_names));
     app.add_option("--type", o.types, "Storage types")->check(CLI::IsMember({"f32", "bf16"}));
     app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::Range(1, 1024));
-    app.add_option("--peers", o.peers, "Only these peers (default: all)")
+    app.add_option("--peers", o.peers, "Only these peers (default: all), or none")
         ->check(CLI::IsMember(library_names));
     // Any of these adds a case of one's own.
     app.add_option("--in", o.own.in_features, "Own case: in_features")->check(positive);
@@ -106,7 +110,20 @@ layer_case cut_down(layer_case c) {
     c.in_features = cut(c.in_features);
     c.out_features = cut(c.out_features);
     c.rows_of_sequence = std::min<index_t>(c.rows_of_sequence, 512 / c.sequences);
+    c.layers = std::min<index_t>(c.layers, 2);
     return c;
+}
+
+std::string read(const std::filesystem::path& path) {
+    std::ostringstream text;
+    text << std::ifstream(path).rdbuf();
+    return text.str();
+}
+
+void write(const std::filesystem::path& path, const std::string& text) {
+    std::ofstream file(path);
+    file << text;
+    if (!file.flush()) throw std::runtime_error("cannot write " + path.string());
 }
 
 void run(const options& o, bool own, const std::vector<library>& libraries) {
@@ -117,6 +134,9 @@ void run(const options& o, bool own, const std::vector<library>& libraries) {
             plan.libraries.push_back(of);
     report result;
     result.machine = describe_machine(plan.libraries);
+    result.invalid_because = held_back(plan.libraries);
+    // An older one would be taken for that of this run, should a result be wrong.
+    std::filesystem::remove(std::filesystem::path(o.output) / "summary.md");
     const auto chosen = [&](const char* type) {
         return std::find(o.types.begin(), o.types.end(), type) != o.types.end();
     };
@@ -141,25 +161,26 @@ void run(const options& o, bool own, const std::vector<library>& libraries) {
         std::cerr << sizes.name << '\n';
         each(sizes, plan);
     }
-    if (o.cases.empty() && !own) {
+    const bool costs = std::find(o.cases.begin(), o.cases.end(), "costs") != o.cases.end();
+    if (costs || (o.cases.empty() && !own)) {
         std::cerr << "costs\n";
         result.costs = measure_costs(plan);
     }
-    result.summary = summarise(result.passes, result.costs);
-    std::filesystem::create_directories(o.output);
     const std::filesystem::path folder(o.output);
-    std::ofstream json(folder / "report.json");
-    json << as_json(result);
-    std::ofstream markdown(folder / "report.md");
-    markdown << as_markdown(result);
+    if (o.keep && std::filesystem::exists(folder / "report.json"))
+        keep_from(read(folder / "report.json"), libraries, result);
+    result.summary = summarise(result.passes, result.costs);
+    std::filesystem::create_directories(folder);
+    write(folder / "report.json", as_json(result));
+    write(folder / "report.md", as_markdown(result));
+    write(folder / "summary.md", as_short_markdown(result));
     std::cout << as_markdown(result);
-    if (!json.flush() || !markdown.flush()) throw std::runtime_error("cannot write to " + o.output);
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    prepare_environment(argv, environment_of_libraries());
+    prepare_environment(argv);
     try {
         const auto libraries = all_libraries();
         CLI::App app{"Times routed LoRA against other ways to compute the same.", "mhr_compare"};

@@ -1,6 +1,8 @@
 #include "measure.hpp"
 
 #include <ctime>
+#include <functional>
+#include <memory>
 
 #include <mhr/hosts/openmp.hpp>
 
@@ -46,13 +48,22 @@ struct competitor {
     library of;
     peers ways;
     peer* fastest[std::size(all_passes)] = {};
+    /// The fastest way forward on each of the further layers.
+    peers on_further_layers{};
 };
+
+/// Cold memory concerns decoding alone.
+bool is_measured(const layer_case& sizes, pass which) {
+    return !sizes.is_cold() || which == pass::forward;
+}
 
 template <class T>
 class measurement {
   public:
     measurement(const layer_case& sizes, int threads, const plan_of_measurement& plan)
         : ours_(sizes), threads_(threads), plan_(plan) {
+        for (index_t i = 1; i < sizes.layers; ++i)
+            further_.push_back(std::make_unique<layer<T>>(sizes));
 #ifdef _OPENMP
         omp_set_num_threads(threads);
 #endif
@@ -64,7 +75,8 @@ class measurement {
 
     void verify() {
         for (const pass which : all_passes) {
-            if (which == pass::backward) continue; // a part of training
+            if (which == pass::backward || !is_measured(ours_.sizes(), which))
+                continue; // a part of training
             const auto run = [&](auto&& f) {
                 if (which == pass::backward_to_weights) f(pass::forward); // leaves what it needs
                 return outcome_of(ours_, which, [&] { f(which); });
@@ -86,14 +98,17 @@ class measurement {
     }
 
     std::vector<measured_pass> time() {
-        for (competitor& c : competitors_)
+        for (competitor& c : competitors_) {
             choose_ways(c);
+            repeat_on_further_layers(c);
+        }
         std::vector<contender> contenders;
         std::vector<double*> results;
         std::vector<measured_pass> passes;
         for (const pass which : all_passes)
-            passes.push_back(
-                {ours_.sizes(), which, name_of_type<T>, threads_, {}, 0, 0, 0, 0, 0, {}});
+            if (is_measured(ours_.sizes(), which))
+                passes.push_back(
+                    {ours_.sizes(), which, name_of_type<T>, threads_, {}, 0, 0, 0, 0, 0, {}});
         for (measured_pass& p : passes)
             for (const competitor& c : competitors_)
                 if (c.fastest[index_of(p.which)]) p.peers.push_back({c.of.name, c.of.plays, 0});
@@ -105,15 +120,25 @@ class measurement {
                 contenders.push_back({run, static_cast<int>(index_of(which))});
                 results.push_back(&seconds);
             };
-            add(p.ours.seconds, [this, which] { run_ours(ours_, which, threads_); });
+            add(p.ours.seconds, in_turn([this, which](std::size_t i) {
+                    return [&of = ours(i), which, this] { run_ours(of, which, threads_); };
+                }));
             if (threads_ > 1 && which != pass::backward_to_weights)
-                add(p.seconds_of_one_thread, [this, which] { run_ours(ours_, which, 1); });
-            add(p.memory_seconds,
-                [this, arrays = arrays_of_pass(ours_, which)] { stream(arrays, threads_); });
-            std::size_t i = 0;
+                add(p.seconds_of_one_thread, in_turn([this, which](std::size_t i) {
+                        return [&of = ours(i), which] { run_ours(of, which, 1); };
+                    }));
+            add(p.memory_seconds, in_turn([this, which](std::size_t i) {
+                    return [this, arrays = arrays_of_pass(ours(i), which)] {
+                        stream(arrays, threads_);
+                    };
+                }));
+            std::size_t number = 0;
             for (const competitor& c : competitors_)
                 if (peer* const way = c.fastest[index_of(which)])
-                    add(p.peers[i++].seconds, [way, which] { way->run(which); });
+                    add(p.peers[number++].seconds, in_turn([&c, way, which](std::size_t i) {
+                            peer* const on_layer = i == 0 ? way : c.on_further_layers[i - 1].get();
+                            return [on_layer, which] { on_layer->run(which); };
+                        }));
         }
         constexpr index_t rounds = 200; // some tenths of a millisecond
         const int group = static_cast<int>(std::size(all_passes));
@@ -137,7 +162,7 @@ class measurement {
                 if (results[i] == &p.ours.seconds) p.ours.spread = times[i].spread;
             p.share_of_processor = std::min(1.0, processor_time / time) * one_thread / all_threads;
             p.multiply_adds_per_second =
-                multiply_adds_per_round() * static_cast<double>(rounds * threads_) / all_threads;
+                static_cast<double>(multiply_adds_of_round * rounds * threads_) / all_threads;
             p.arithmetic_seconds = multiply_adds(ours_.sizes(), ours_.plan().row_order().extent(0),
                                                  ours_.plan().entries(), p.which) /
                                    p.multiply_adds_per_second;
@@ -150,12 +175,42 @@ class measurement {
         return static_cast<std::size_t>(which);
     }
 
+    layer<T>& ours(std::size_t i) {
+        return i == 0 ? ours_ : *further_[i - 1];
+    }
+
+    /// A run for each of the layers, by `make(number of the layer)`, of which one after the other
+    /// is run.
+    template <class Make>
+    std::function<void()> in_turn(Make&& make) {
+        std::vector<std::function<void()>> runs;
+        for (std::size_t i = 0; i <= further_.size(); ++i)
+            runs.emplace_back(make(i));
+        if (runs.size() == 1) return runs.front();
+        return [runs = std::move(runs), next = std::size_t{0}]() mutable {
+            runs[next]();
+            next = next + 1 == runs.size() ? 0 : next + 1;
+        };
+    }
+
+    void repeat_on_further_layers(competitor& c) {
+        peer* const fastest = c.fastest[index_of(pass::forward)];
+        if (fastest == nullptr || !c.on_further_layers.empty()) return;
+        std::size_t number = 0;
+        while (c.ways[number].get() != fastest)
+            ++number;
+        for (const auto& further : further_) {
+            peers ways = c.of.of(arrays_of(*further), threads_);
+            c.on_further_layers.push_back(std::move(ways[number]));
+        }
+    }
+
     void choose_ways(competitor& c) const {
         std::vector<contender> contenders;
         std::vector<std::pair<peer*, pass>> meaning;
         for (const auto& way : c.ways)
             for (const pass which : all_passes)
-                if (way->can(which)) {
+                if (way->can(which) && is_measured(ours_.sizes(), which)) {
                     contenders.push_back(
                         {[&way, which] { way->run(which); }, static_cast<int>(index_of(which))});
                     meaning.emplace_back(way.get(), which);
@@ -174,6 +229,7 @@ class measurement {
     }
 
     layer<T> ours_;
+    std::vector<std::unique_ptr<layer<T>>> further_;
     int threads_;
     const plan_of_measurement& plan_;
     std::vector<competitor> competitors_;

@@ -80,6 +80,19 @@ struct base_layer {
 };
 using base_products = std::vector<std::function<void()>>;
 
+/// The instruction sets that matter to products, in order.
+enum class vector_level { none, avx, avx2, avx512 };
+
+/// The best that the processor has; `none` where it is not one of x86-64.
+vector_level level_of_processor();
+
+/// What a library has chosen to run on when it was loaded: a name in its own words, and whether
+/// that is less than the processor has (see fits_processor).
+struct running_on {
+    std::string name;
+    bool held_back = false;
+};
+
 /// How a library takes part. A null member: it does not.
 struct library {
     enum class role { grouped, framework, peft_formula, plain };
@@ -87,6 +100,7 @@ struct library {
     std::string name;
     std::string version;
     role plays;
+    running_on core;
     peers (*f32)(const layer_arrays<float>&, int threads);
     peers (*bf16)(const layer_arrays<bfloat16>&, int threads);
     base_products (*base)(const base_layer&, int threads);
@@ -113,7 +127,7 @@ library plain_loops_library();
 std::vector<library> all_libraries();
 
 /// Variables of the environment that libraries want to find when they are loaded, lest they be slow
-/// for want of recognising the processor.
+/// for want of recognising the processor. (Asked where no variable holds one back.)
 using environment = std::vector<std::pair<std::string, std::string>>;
 environment openblas_environment();
 environment environment_of_libraries();

@@ -1,5 +1,6 @@
 #include "report.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 
@@ -37,7 +38,7 @@ std::string table_of_pass(const report& of, pass which, const std::set<std::stri
         if (p.which != which) continue;
         std::vector<std::string> cells{p.sizes.name,
                                        p.type,
-                                       std::to_string(p.threads),
+                                       std::to_string(p.threads) + (p.disturbed() ? "*" : ""),
                                        number("%.4f", 1e3 * p.ours.seconds),
                                        number("%.0f", 50 * p.ours.spread),
                                        number("%.2f", p.roofline_fraction()),
@@ -98,11 +99,84 @@ std::string table_of_summary(const report& of) {
     return text;
 }
 
+std::string table_of_machine(const report& of) {
+    double rate = 0;
+    for (const measured_pass& p : of.passes)
+        if (p.threads == 1) rate = std::max(rate, p.multiply_adds_per_second);
+    std::string text = heading({"", ""});
+    for (const auto& [name, value] : of.machine)
+        text += in_cells({name, value});
+    if (rate > 0)
+        text += in_cells({"f32 peak of one thread, measured", number("%.0f GFLOP/s", 2e-9 * rate)});
+    for (const std::string& reason : of.invalid_because)
+        text += "\n**This report is not valid**: " + reason + ".\n";
+    for (const measured_pass& p : of.passes)
+        if (p.disturbed()) {
+            text += "\n**Other programs were at work**: in some rounds they left less than 0.85 of "
+                    "the processor.\n";
+            break;
+        }
+    return text;
+}
+
 } // namespace
+
+void keep_from(const std::string& text, const std::vector<library>& libraries, report& of) {
+    const nlohmann::json earlier = nlohmann::json::parse(text);
+    const auto cases = standard_cases();
+    const auto place_of = [&](const std::string& name) {
+        std::size_t place = 0;
+        while (place < cases.size() && cases[place].name != name)
+            ++place;
+        return place;
+    };
+    const std::vector<measured_pass> measured = of.passes;
+    for (const auto& row : earlier.at("rows")) {
+        const std::size_t place = place_of(row.at("case"));
+        const bool anew =
+            std::any_of(measured.begin(), measured.end(), [&](const measured_pass& p) {
+                return p.sizes.name == row.at("case") && p.type == row.at("type") &&
+                       p.threads == row.at("threads");
+            });
+        if (anew || place == cases.size()) continue;
+        measured_pass p{cases[place],
+                        pass::forward,
+                        row.at("type"),
+                        row.at("threads"),
+                        {row.at("seconds"), row.at("spread")},
+                        row.value("seconds_of_one_thread", 0.0),
+                        row.at("arithmetic_seconds"),
+                        row.at("memory_seconds"),
+                        row.at("multiply_adds_per_second"),
+                        row.at("share_of_processor"),
+                        {}};
+        for (const pass which : all_passes)
+            if (row.at("pass") == name_of(which)) p.which = which;
+        for (const auto& [name, ratio] : row.at("peers").items())
+            for (const library& peer : libraries)
+                if (peer.name == name)
+                    p.peers.push_back({name, peer.plays, ratio.get<double>() * p.ours.seconds});
+        of.passes.push_back(std::move(p));
+    }
+    std::stable_sort(of.passes.begin(), of.passes.end(),
+                     [&](const measured_pass& a, const measured_pass& b) {
+                         return place_of(a.sizes.name) < place_of(b.sizes.name);
+                     });
+    for (const auto& cost : earlier.at("costs"))
+        if (std::none_of(of.costs.begin(), of.costs.end(),
+                         [&](const measured_cost& c) { return c.key == cost.at("key"); }))
+            of.costs.push_back({cost.at("key"), cost.at("ratio"), cost.at("text")});
+    for (const auto& reason : earlier.at("invalid_because"))
+        if (std::find(of.invalid_because.begin(), of.invalid_because.end(), reason) ==
+            of.invalid_because.end())
+            of.invalid_because.push_back(reason);
+}
 
 std::string as_json(const report& of) {
     using nlohmann::json;
     json result{{"machine", json::object()},
+                {"valid", of.invalid_because.empty()},
+                {"invalid_because", of.invalid_because},
                 {"rows", json::array()},
                 {"costs", json::array()},
                 {"summary", json::object()},
@@ -141,17 +215,10 @@ std::string as_json(const report& of) {
 
 std::string as_markdown(const report& of) {
     std::set<std::string> names;
-    double rate = 0;
-    for (const measured_pass& p : of.passes) {
+    for (const measured_pass& p : of.passes)
         for (const measured_peer& peer : p.peers)
             names.insert(peer.name);
-        if (p.threads == 1) rate = std::max(rate, p.multiply_adds_per_second);
-    }
-    std::string text = "# Benchmark\n\n" + heading({"", ""});
-    for (const auto& [name, value] : of.machine)
-        text += in_cells({name, value});
-    if (rate > 0)
-        text += in_cells({"f32 peak of one thread, measured", number("%.0f GFLOP/s", 2e-9 * rate)});
+    std::string text = "# Benchmark\n\n" + table_of_machine(of);
     text += "\nTimes are medians of rounds in which all competitors took turns, on the same "
             "arrays; ± is half the distance of\ntheir quartiles. Under a peer's name: its time "
             "over ours, so above 1 it is slower. *roofline* is the share of the\nroofline's time "
@@ -161,12 +228,6 @@ std::string as_markdown(const report& of) {
             "roofline*: the "
             "number of the summary if all of ours took the roofline's time, as no\nkernel can do "
             "better on this machine.\n";
-    for (const measured_pass& p : of.passes)
-        if (p.disturbed()) {
-            text += "\n**Other programs were at work**: where threads have a *, they had less than "
-                    "0.85 of the processor.\n";
-            break;
-        }
     if (!of.summary.empty()) text += "\n## Summary\n\n" + table_of_summary(of);
     for (const pass which : all_passes)
         text += table_of_pass(of, which, names);
@@ -176,6 +237,10 @@ std::string as_markdown(const report& of) {
             text += in_cells({"`" + cost.key + "`", number("%.4g", cost.ratio), cost.text});
     }
     return text;
+}
+
+std::string as_short_markdown(const report& of) {
+    return "# Benchmark\n\n" + table_of_machine(of) + "\n" + table_of_summary(of);
 }
 
 } // namespace mhr_bench

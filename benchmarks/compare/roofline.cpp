@@ -13,32 +13,26 @@ namespace {
 
 // Integers, for which no contents of the arrays are slow.
 using words = xsimd::batch<std::int32_t>;
-using floats = xsimd::batch<float>;
 
 constexpr std::size_t word_count = words::size;
-constexpr std::size_t unroll = 4;
+constexpr std::size_t unroll = 8;
 constexpr std::size_t line = 64;
 constexpr std::size_t bytes_per_step = 256 << 10;
 
 std::atomic<std::int32_t> zero{0};
-std::atomic<float> one{1.0F};
 
 /// What is computed must seem to be wanted, lest the compiler leave it out.
-template <class T>
-void pretend_to_use(const xsimd::batch<T>& value) {
-    T lanes[xsimd::batch<T>::size];
+void pretend_to_use(const words& value) {
+    std::int32_t lanes[word_count];
     value.store_unaligned(lanes);
-    T total = 0;
-    for (const T lane : lanes)
+    std::int32_t total = 0;
+    for (const std::int32_t lane : lanes)
         total += lane;
-    volatile T wanted = total;
+    volatile std::int32_t wanted = total;
     (void)wanted;
 }
 
-void stream_piece(std::int32_t* data, std::size_t count, access how, words constant) {
-    words sums[unroll];
-    for (words& sum : sums)
-        sum = constant;
+void stream_piece(std::int32_t* data, std::size_t count, access how, words constant, words* sums) {
     // The unrolled steps, then the registers that are left.
     const auto walk = [&](auto&& touch) {
         std::size_t i = 0;
@@ -61,8 +55,6 @@ void stream_piece(std::int32_t* data, std::size_t count, access how, words const
         walk([&](std::int32_t* at, words&) { constant.store_unaligned(at); });
         break;
     }
-    for (const words& sum : sums)
-        pretend_to_use(sum);
 }
 
 } // namespace
@@ -75,6 +67,10 @@ void stream(const std::vector<stretch_of_memory>& arrays, int threads) {
     // The arrays side by side, so that reads and writes overlap as they do in a kernel.
     const std::size_t steps = total / bytes_per_step / static_cast<std::size_t>(threads) + 1;
     for_each_item(threads, threads, [&](index_t share) {
+        // Used once in the end, which small arrays would notice otherwise.
+        words sums[unroll];
+        for (words& sum : sums)
+            sum = constant;
         const auto pieces = steps * static_cast<std::size_t>(threads);
         for (std::size_t step = 0; step < steps; ++step) {
             const std::size_t piece = static_cast<std::size_t>(share) * steps + step;
@@ -82,38 +78,20 @@ void stream(const std::vector<stretch_of_memory>& arrays, int threads) {
                 const std::size_t lines = array.bytes / line;
                 const std::size_t first = lines * piece / pieces;
                 const std::size_t last = lines * (piece + 1) / pieces;
-                stream_piece(static_cast<std::int32_t*>(array.data) +
-                                 first * (line / sizeof(std::int32_t)),
-                             (last - first) * (line / sizeof(std::int32_t)), array.how, constant);
+                stream_piece(
+                    static_cast<std::int32_t*>(array.data) + first * (line / sizeof(std::int32_t)),
+                    (last - first) * (line / sizeof(std::int32_t)), array.how, constant, sums);
             }
         }
+        words all = constant;
+        for (const words& sum : sums)
+            all += sum;
+        pretend_to_use(all);
     });
-}
-
-namespace {
-// Enough to hide the latency of two units, and few enough for 16 registers.
-constexpr std::size_t chains = 12;
-constexpr index_t steps = 64;
-} // namespace
-
-double multiply_adds_per_round() {
-    return static_cast<double>(chains * floats::size) * static_cast<double>(steps);
 }
 
 void multiply_add(index_t rounds, int threads) {
-    const floats factor(one.load());
-    const floats addend(static_cast<float>(zero.load()));
-    for_each_item(threads, threads, [&](index_t) {
-        floats sums[chains];
-        // All different, for equal sums a compiler computes but once.
-        for (std::size_t chain = 0; chain < chains; ++chain)
-            sums[chain] = addend + floats(1.0F / static_cast<float>(chain + 1));
-        for (index_t i = 0; i < rounds * steps; ++i)
-            for (floats& sum : sums)
-                sum = xsimd::fma(sum, factor, addend);
-        for (const floats& sum : sums)
-            pretend_to_use(sum);
-    });
+    for_each_item(threads, threads, [&](index_t) { multiply_add_at_peak(rounds); });
 }
 
 } // namespace mhr_bench

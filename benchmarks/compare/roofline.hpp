@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../support/layer.hpp"
+#include "../support/multiply_add_rate.hpp"
 #include "peer.hpp"
 
 // What no kernel can beat on this machine: arithmetic at the measured peak rate, and the time of a
@@ -25,10 +26,9 @@ struct stretch_of_memory {
 /// Each thread has a share of each array.
 void stream(const std::vector<stretch_of_memory>& arrays, int threads);
 
-/// Runs `rounds` rounds of `multiply_adds_per_round` f32 multiply-adds in each thread, in
-/// independent sums that stay in registers.
+/// Runs `rounds` rounds of f32 multiply-adds at the peak rate in each thread, of
+/// `multiply_adds_of_round` each.
 void multiply_add(index_t rounds, int threads);
-double multiply_adds_per_round();
 
 /// Multiply-adds of a pass: those of the rows that have a task, and of the mixing.
 inline double multiply_adds(const layer_case& c, index_t rows, index_t entries, pass which) {

@@ -23,7 +23,10 @@ struct layer_case {
     index_t in_features, out_features, rank, heads, modules, sequences, rows_of_sequence, tasks;
     mixing mixed = mixing::included;
     service served = service::all;
+    /// So many layers of these sizes take turns, as in a model, so that each finds its memory cold.
+    index_t layers = 1;
 
+    bool is_cold() const { return layers > 1; }
     index_t rows() const { return sequences * rows_of_sequence; }
     bool mixed_before() const { return mixed == mixing::done_before; }
     std::int64_t task_of_sequence(index_t s) const {
@@ -37,6 +40,9 @@ inline std::vector<layer_case> standard_cases() {
     return {
         {"decode-1", 4096, 4096, 16, 8, 8, 1, 1, 1, mixing::done_before},
         {"decode-32", 4096, 4096, 16, 8, 8, 32, 1, 8, mixing::done_before},
+        // As an engine sees them: what a cache holds is of other layers.
+        {"decode-1-cold", 4096, 4096, 16, 1, 1, 1, 1, 1, mixing::done_before, service::all, 128},
+        {"decode-32-cold", 4096, 4096, 16, 1, 1, 32, 1, 8, mixing::done_before, service::all, 32},
         {"decode-32-routed", 4096, 4096, 16, 8, 8, 32, 1, 32},
         {"prefill", 4096, 4096, 16, 8, 8, 1, 512, 1},
         {"batch", 2048, 2048, 16, 8, 8, 32, 64, 8},

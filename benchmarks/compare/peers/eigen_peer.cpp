@@ -54,6 +54,7 @@ library eigen_library() {
             number(EIGEN_WORLD_VERSION) + "." + number(EIGEN_MAJOR_VERSION) + "." +
                 number(EIGEN_MINOR_VERSION),
             library::role::grouped,
+            {Eigen::SimdInstructionSetsInUse(), false},
             grouped_peers<eigen>,
             nullptr,
             grouped_base_products<eigen>};

@@ -120,10 +120,17 @@ base_products make_base(const base_layer& layer, int threads) {
     return {[product] { product->compute(); }};
 }
 
+running_on chosen_instructions() {
+    if (ggml_cpu_has_avx512() != 0) return {"AVX-512", false};
+    if (ggml_cpu_has_avx2() != 0) return {"AVX2", vector_level::avx2 < level_of_processor()};
+    return {"SSE", vector_level::none < level_of_processor()};
+}
+
 } // namespace
 
 library ggml_library() {
-    return {"ggml", ggml_version(), library::role::grouped, make, nullptr, make_base};
+    return {"ggml",  ggml_version(), library::role::grouped, chosen_instructions(), make,
+            nullptr, make_base};
 }
 
 } // namespace mhr_bench

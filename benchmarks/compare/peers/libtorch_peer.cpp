@@ -2,6 +2,10 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <dlfcn.h>
+#include <filesystem>
+#include <string>
 #include <utility>
 
 namespace mhr_bench {
@@ -269,12 +273,44 @@ base_products make_base(const base_layer& layer, int threads) {
     return result;
 }
 
+/// The file that LibTorch's products in f32 come from, as the linker chose it: a packaged LibTorch
+/// takes whatever BLAS there is, which may be one of plain loops.
+std::string file_of_products() {
+    Dl_info found{};
+    void* const product = dlsym(RTLD_DEFAULT, "sgemm_");
+    if (product == nullptr || dladdr(product, &found) == 0) return "itself";
+    return std::filesystem::canonical(found.dli_fname).string();
+}
+
+running_on chosen_instructions(const std::string& products) {
+    const std::string all = at::show_config();
+    const std::string label = "CPU capability usage: ";
+    const auto start = all.find(label);
+    std::string own = "?";
+    if (start != std::string::npos) {
+        const auto end = all.find('\n', start);
+        own = all.substr(start + label.size(), end - start - label.size());
+    }
+    const auto level = own == "AVX512" ? vector_level::avx512
+                       : own == "AVX2" ? vector_level::avx2
+                                       : vector_level::none;
+    // Its loops of AVX2 are as many elements a second as memory has: it prefers them often.
+    return {own + ", products by " + products,
+            level < std::min(level_of_processor(), vector_level::avx2)};
+}
+
 } // namespace
 
 std::vector<library> libtorch_libraries() {
-    return {{"LibTorch grouped", TORCH_VERSION, library::role::framework, make_grouped<float>,
-             make_grouped<bfloat16>, make_base},
-            {"LibTorch PEFT", "", library::role::peft_formula, make_peft<float>,
+    const std::string products = file_of_products();
+    const bool tuned = products == "itself" || products.find("openblas") != std::string::npos ||
+                       products.find("mkl") != std::string::npos ||
+                       products.find("blis") != std::string::npos;
+    const std::string suffix = tuned ? "" : " (generic BLAS)";
+    const running_on core = chosen_instructions(products);
+    return {{"LibTorch grouped" + suffix, TORCH_VERSION, library::role::framework, core,
+             make_grouped<float>, make_grouped<bfloat16>, make_base},
+            {"LibTorch PEFT" + suffix, "", library::role::peft_formula, core, make_peft<float>,
              make_peft<bfloat16>, nullptr}};
 }
 

@@ -104,6 +104,17 @@ peers bf16_peers(const layer_arrays<bfloat16>& arrays, int threads) {
     }
 }
 
+running_on chosen_isa() {
+    // Each value has the bits of what it includes.
+    const unsigned isa = dnnl_get_effective_cpu_isa();
+    const auto has = [&](unsigned wanted) { return (isa & wanted) == wanted; };
+    if (has(dnnl_cpu_isa_avx512_core_bf16)) return {"AVX-512 with bf16", false};
+    if (has(dnnl_cpu_isa_avx512_core)) return {"AVX-512", false};
+    if (has(dnnl_cpu_isa_avx2)) return {"AVX2", vector_level::avx2 < level_of_processor()};
+    if (has(dnnl_cpu_isa_avx)) return {"AVX", vector_level::avx < level_of_processor()};
+    return {"SSE4.1", vector_level::none < level_of_processor()};
+}
+
 } // namespace
 
 library onednn_library() {
@@ -112,6 +123,7 @@ library onednn_library() {
             std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
                 std::to_string(version->patch),
             library::role::grouped,
+            chosen_isa(),
             grouped_peers<onednn<float>>,
             bf16_peers,
             grouped_base_products<onednn<float>>};

@@ -2,6 +2,9 @@
 
 #include <cblas.h>
 
+#include <algorithm>
+#include <string>
+
 namespace mhr_bench {
 
 namespace {
@@ -44,9 +47,29 @@ struct openblas {
 
 } // namespace
 
+namespace {
+
+/// Kernels by what they are written for: an older core has shorter vectors.
+running_on chosen_core() {
+    const std::string name = openblas_get_corename();
+    const auto is_one_of = [&](std::initializer_list<const char*> names) {
+        return std::find(names.begin(), names.end(), name) != names.end();
+    };
+    vector_level has = vector_level::none;
+    if (is_one_of({"SkylakeX", "Cooperlake", "Sapphirerapids"}))
+        has = vector_level::avx512;
+    else if (is_one_of({"Haswell", "Zen", "Excavator"}))
+        has = vector_level::avx2;
+    else if (is_one_of({"Sandybridge", "Bulldozer", "Piledriver", "Steamroller"}))
+        has = vector_level::avx;
+    return {name, has < level_of_processor()};
+}
+
+} // namespace
+
 environment openblas_environment() {
     // To a processor that is newer than itself OpenBLAS gives the kernels of a Prescott, without
-    // AVX. LibTorch's products run on the same library.
+    // AVX.
 #if defined(__x86_64__)
     if (std::string(openblas_get_corename()) == "Prescott") {
         if (__builtin_cpu_supports("avx512vl")) return {{"OPENBLAS_CORETYPE", "SkylakeX"}};
@@ -57,9 +80,13 @@ environment openblas_environment() {
 }
 
 library openblas_library() {
-    return {
-        "OpenBLAS", openblas_get_config(),          library::role::grouped, grouped_peers<openblas>,
-        nullptr,    grouped_base_products<openblas>};
+    return {"OpenBLAS",
+            openblas_get_config(),
+            library::role::grouped,
+            chosen_core(),
+            grouped_peers<openblas>,
+            nullptr,
+            grouped_base_products<openblas>};
 }
 
 } // namespace mhr_bench

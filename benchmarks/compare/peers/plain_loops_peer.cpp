@@ -80,7 +80,7 @@ peers make(const layer_arrays<float>& arrays, int threads) {
 } // namespace
 
 library plain_loops_library() {
-    return {"plain loops", "", library::role::plain, make, nullptr, nullptr};
+    return {"plain loops", "", library::role::plain, {}, make, nullptr, nullptr};
 }
 
 } // namespace mhr_bench

@@ -59,7 +59,7 @@ inline constexpr index_t most_products_by_module = 16;
 /// Whether a batch goes through a layer module by module: as its caller says, or if mixing costs
 /// more. Mixing writes an adapter for each entry, which is then read once a row; by module, each
 /// row is multiplied with each module. (Measured on an AVX-512 processor for 2 to 32 modules of
-/// rank 16: equal at 8 rows an entry with 2 modules, 4 with 4, 2 with 8; a single row an entry is
+/// rank 16: about equal at 4 rows an entry with 4 modules and at 2 with 8; a single row an entry is
 /// faster by module with 32 modules, too.)
 inline bool goes_by_module(const batch& rows, const lora_shape& shape) noexcept {
     if (rows.mixtures != evaluation::automatic) return rows.mixtures == evaluation::by_module;
