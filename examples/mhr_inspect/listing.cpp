@@ -63,7 +63,7 @@ json describe(const mhr::lora_checkpoint&, const mhr::lora_checkpoint::layer& la
             {"type", type_name(layer.a_type, layer.b_type)},
             {"rank", layer.rank},
             {"scale", layer.scale},
-            {"form", layer.form == mhr::lora_form::embedding ? "embedding" : "linear"},
+            {"embedding", layer.form == mhr::lora_form::embedding},
             {"magnitude", layer.has_magnitude},
             {"bias", layer.has_bias}};
 }

@@ -434,7 +434,7 @@ MUTANTS = {
         ("if (row + s != column + t) gram(column + t, row + s)", "gram(column + t, row + s)"),
         ("block.stride(1) == 1 && block.stride(0) == block.extent(1)", "block.stride(1) == 1"),
     ]),
-    "io/peft/layer_tensors.hpp": (["io/peft/lora_checkpoint", "io/peft/peft_files"], [
+    "io/peft/layer_tensors.hpp": (["io/peft/lora_checkpoint", "io/peft/peft_files", "io/peft/peft"], [
         ('which == "lora_only" && ends_with', 'which != "lora_only" && ends_with'),
         ("const std::size_t form = first.part - first.slot;", "const std::size_t form = 0;"),
         ("now.part - now.slot != form", "now.part - now.slot < form"),
