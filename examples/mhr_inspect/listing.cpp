@@ -62,7 +62,10 @@ json describe(const mhr::lora_checkpoint&, const mhr::lora_checkpoint::layer& la
             {"out_features", layer.out_features},
             {"type", type_name(layer.a_type, layer.b_type)},
             {"rank", layer.rank},
-            {"scale", layer.scale}};
+            {"scale", layer.scale},
+            {"embedding", layer.form == mhr::lora_form::embedding},
+            {"magnitude", layer.has_magnitude},
+            {"bias", layer.has_bias}};
 }
 
 json describe(const mhr::ia3_checkpoint&) {

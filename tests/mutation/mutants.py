@@ -588,6 +588,19 @@ MUTANTS = {
         ("if (row + s != column + t) gram(column + t, row + s)", "gram(column + t, row + s)"),
         ("block.stride(1) == 1 && block.stride(0) == block.extent(1)", "block.stride(1) == 1"),
     ]),
+    "io/peft/layer_tensors.hpp": (["io/peft/lora_checkpoint", "io/peft/peft_files", "io/peft/peft"], [
+        ('which == "lora_only" && ends_with', 'which != "lora_only" && ends_with'),
+        ("const std::size_t form = first.part - first.slot;", "const std::size_t form = 0;"),
+        ("now.part - now.slot != form", "now.part - now.slot < form"),
+        ("its[parts[part].slot] == nullptr", "its[0] == nullptr"),
+    ]),
+    "io/peft/lora_checkpoint.hpp": (["io/peft/lora_checkpoint", "io/peft/peft_files"], [
+        ("std::sqrt(of_rank) : of_rank", "of_rank : std::sqrt(of_rank)"),
+        ("if (is_on && !embeds)", "if (is_on)"),
+        ("if (!is_on || embeds)", "if (!is_on)"),
+        ("embeds ? files::embedding_parts : 0", "0"),
+        ("stored[part_magnitude] != nullptr", "stored[part_bias] != nullptr"),
+    ]),
     "training/gradient_alignment.hpp": (["training/gradient_alignment"], [
         ("gram_details::is_zero(square) || gram_details::is_zero(other)",
          "gram_details::is_zero(square) && gram_details::is_zero(other)"),

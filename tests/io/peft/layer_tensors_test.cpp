@@ -73,6 +73,6 @@ TEST_CASE("layer_tensors: an endless comparison of names ends" * long_if_checked
     const safetensors_file file("some.file", bytes.data(), bytes.size());
     CHECK(refuses("peft: some.file", "key 'target_modules'", [&] {
               peft_details::peft_tensors<1>(
-                  config, file, std::array<peft_details::peft_part, 1>{{{".scale", ""}}});
+                  config, file, std::array<peft_details::peft_part, 1>{{{".scale", "", 0}}});
           }).message.find("too many") != std::string::npos);
 }

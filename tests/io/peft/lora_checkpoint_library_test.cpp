@@ -273,3 +273,21 @@ TEST_CASE(
     CHECK(library.notes()[0] ==
           adapters[3].tensors().name() + ": is of the base model 'org/b\\x1b', others of 'org/a'");
 }
+
+TEST_CASE("lora_checkpoint_library: layers that do more than y += scale (x a) b are refused") {
+    const auto folder =
+        std::filesystem::path(MHR_GOLDEN_DEFAULT_DIR).parent_path() / "io" / "peft_files";
+    for (const auto& [name, says] :
+         {std::pair<const char*, const char*>{"dora", "with DoRA's magnitude"},
+          {"lora_bias", "with a bias"},
+          {"lora_embedding_targeted", ", an embedding,"}}) {
+        CAPTURE(name);
+        std::vector<lora_checkpoint> adapters;
+        adapters.emplace_back(folder / name);
+        const auto refused = refuses("lora_checkpoint_library", "adapters", [&] {
+            (void)lora_checkpoint_library(adapters, saved_tensors::leave_out);
+        });
+        CHECK(refused);
+        CHECK(refused.message.find(says) != std::string::npos);
+    }
+}

@@ -209,17 +209,17 @@ TEST_CASE("lora_checkpoint: configurations as PEFT writes them are read") {
 TEST_CASE("lora_checkpoint: variants that compute something else are refused by their key") {
     const std::string bytes = tensors_of(4, 4);
     (void)open(R"(,"r":4,"init_lora_weights":"gaussian")", bytes);
-    for (const auto& [key, value] : {std::pair<std::string, std::string>{"use_dora", "true"},
+    for (const auto& [key, value] : {std::pair<std::string, std::string>{"use_dora", "1"},
                                      {"alora_invocation_tokens", "[1]"},
                                      {"arrow_config", R"({"top_k":3})"},
-                                     {"bias", "\"all\""},
+                                     {"bias", "\"some\""},
                                      {"init_lora_weights", "\"pissa\""},
                                      {"init_lora_weights", "\"olora\""},
                                      {"init_lora_weights", "7"},
                                      {"kasa_config", R"({"beta":1})"},
                                      {"layer_replication", "[[0,1]]"},
                                      {"lora_alpha", "\"8\""},
-                                     {"lora_bias", "true"},
+                                     {"lora_bias", "\"true\""},
                                      {"megatron_config", R"({"a":1})"},
                                      {"rank_pattern", R"({"q_proj":1.5})"},
                                      {"rank_pattern", R"({"q_proj":0})"},
@@ -283,4 +283,92 @@ TEST_CASE("lora_checkpoint: the writer's arguments") {
     const lora_checkpoint read(config, safetensors_file("memory", bytes.data(), bytes.size()));
     CHECK(read.layers()[0].scale == 0.25);
     CHECK(read.layers()[1].scale == 0.5 / 3);
+}
+
+TEST_CASE("lora_checkpoint: magnitudes, biases and embeddings are read as the configuration says") {
+    const std::vector<float> numbers(100, 0.5F);
+    const auto bytes_of = [&](bool embeds, index_t magnitude, index_t bias) {
+        safetensors_writer writer;
+        writer.set_metadata("format", "pt"); // as PEFT does
+        const auto add = [&](const char* part, const auto& tensor) {
+            writer.add(peft_details::peft_key(layer_q, part), tensor);
+        };
+        add(embeds ? ".lora_embedding_A" : ".lora_A.weight",
+            const_tensor_ref<2>(numbers.data(), {3, 5}));
+        add(embeds ? ".lora_embedding_B" : ".lora_B.weight",
+            const_tensor_ref<2>(numbers.data(), {7, 3}));
+        if (magnitude != 0)
+            add(".lora_magnitude_vector", const_tensor_ref<1>(numbers.data(), {magnitude}));
+        if (bias != 0) add(".lora_B.bias", const_tensor_ref<1>(numbers.data(), {bias}));
+        return writer.bytes();
+    };
+    const std::string key = std::string("'base_model.model.") + layer_q;
+    const std::string r = R"(,"r":3)", dora = r + R"(,"use_dora":true)",
+                      biased = r + R"(,"lora_bias":true)";
+    struct row {
+        const std::string& fields;
+        bool embeds;
+        index_t magnitude, bias;
+        const char* refused; ///< the end of the tensor's name; null where it is read
+    };
+    for (const row& one : {row{r, false, 0, 0, nullptr},
+                           {r, true, 0, 0, nullptr},
+                           {dora, false, 7, 0, nullptr},
+                           {biased, false, 0, 7, nullptr},
+                           {biased, true, 0, 0, nullptr}, // PEFT gives embeddings none
+                           {r, false, 7, 0, ".lora_magnitude_vector'"},
+                           {r, false, 0, 7, ".lora_B.bias'"},
+                           {dora, false, 0, 0, ".lora_B.weight'"},
+                           {biased, false, 0, 0, ".lora_B.weight'"},
+                           {dora, false, 6, 0, ".lora_magnitude_vector'"},
+                           {biased, false, 0, 8, ".lora_B.bias'"},
+                           {dora, true, 0, 0, ".lora_embedding_B'"},
+                           {dora, true, 7, 0, ".lora_embedding_B'"},
+                           {biased, true, 0, 7, ".lora_B.bias'"}}) {
+        const std::string bytes = bytes_of(one.embeds, one.magnitude, one.bias);
+        CAPTURE(one.fields);
+        CAPTURE(one.magnitude);
+        CAPTURE(one.bias);
+        if (one.refused != nullptr) {
+            CHECK(refuses("safetensors: some.file", key + one.refused,
+                          [&] { (void)open(one.fields, bytes); }));
+            continue;
+        }
+        const lora_checkpoint read = open(one.fields, bytes);
+        const lora_layer& layer = read.layers().at(0);
+        CHECK((layer.form == lora_form::embedding) == one.embeds);
+        CHECK(layer.in_features == 5);
+        CHECK(layer.out_features == 7);
+        CHECK(layer.is_plain() == (one.magnitude + one.bias == 0));
+        const lora_vectors vectors = read.vectors(layer);
+        CHECK(vectors.magnitude.extent(0) == one.magnitude);
+        CHECK(vectors.bias.extent(0) == one.bias);
+        // Another layer that lacks the vectors, or has one too many, is not written.
+        constexpr const char* function = "lora_checkpoint_writer::add_layer";
+        lora_checkpoint_writer writer(read.config());
+        const lora adapter = read.adapter(layer);
+        if (one.magnitude != 0)
+            CHECK(refuses(function, "vectors.magnitude", [&] {
+                writer.add_layer("q", adapter, {{}, vectors.bias});
+            }));
+        if (one.magnitude == 0)
+            CHECK(refuses(function, "vectors.magnitude", [&] {
+                writer.add_layer("q", adapter, {{numbers.data(), {7}}, vectors.bias}, layer.form);
+            }));
+        if (one.bias != 0)
+            CHECK(refuses(function, "vectors.bias", [&] {
+                writer.add_layer("q", adapter, {vectors.magnitude, {numbers.data(), {6}}});
+            }));
+        writer.add_layer(layer_q, adapter, vectors, layer.form);
+        CHECK(writer.tensor_bytes() == bytes);
+    }
+    // Matrices of a linear layer and of an embedding do not make a pair.
+    safetensors_writer mixed;
+    mixed.add(peft_details::peft_key(layer_q, ".lora_A.weight"),
+              const_tensor_ref<2>(numbers.data(), {3, 5}));
+    mixed.add(peft_details::peft_key(layer_q, ".lora_embedding_B"),
+              const_tensor_ref<2>(numbers.data(), {7, 3}));
+    const std::string pair = mixed.bytes();
+    CHECK(refuses("safetensors: some.file", key + ".lora_embedding_B'",
+                  [&] { (void)open(r, pair); }));
 }

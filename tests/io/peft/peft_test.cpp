@@ -296,6 +296,10 @@ TEST_CASE("peft adapters: other names of the same tensors are read as the same l
                             const auto its = read.tensor_names(read.layers()[i]);
                             const auto want = same.tensor_names(same.layers()[i]);
                             for (std::size_t part = 0; part < its.size(); ++part) {
+                                if (want[part].empty()) { // an optional part
+                                    CHECK(its[part].empty());
+                                    continue;
+                                }
                                 CHECK(its[part] == one.change(std::string(want[part])));
                                 const auto& a = read.tensors().tensor(std::string(its[part]));
                                 const auto& b = same.tensors().tensor(std::string(want[part]));
@@ -471,10 +475,11 @@ TEST_CASE("peft adapters: a tensor that does not belong is called what it is") {
         const char* says;
     };
     const row rows[] = {
-        {"embed_tokens.lora_embedding_A", "LoRA of an embedding"},
-        {"embed_tokens.lora_embedding_B.default", "LoRA of an embedding"},
+        {"embed_tokens.lora_embedding_A", "'....lora_embedding_B' beside it"},
+        {"embed_tokens.lora_embedding_B.default", "'....lora_embedding_A' beside it"},
         {"a.q.lora_magnitude_vector", "'use_dora'"},
-        {"a.q.lora_magnitude_vector.default.weight", "'use_dora'"},
+        {"a.q.lora_magnitude_vector.default", "'use_dora'"},
+        {"a.q.lora_magnitude_vector.weight", "'use_dora'"},
         {"a.q.alpha", "'lora_alpha'"},
         {"a.q.lora_B.bias", "'lora_bias'"},
         {"a.q.lora_B.default.bias", "'lora_bias'"},

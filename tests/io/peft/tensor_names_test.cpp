@@ -13,7 +13,7 @@ using namespace mhr;
 
 namespace {
 
-constexpr std::array<peft_details::peft_part, 2> parts{{{".up", ".weight"}, {".scale", ""}}};
+constexpr std::array<peft_details::peft_part, 2> parts{{{".up", ".weight", 0}, {".scale", "", 1}}};
 
 } // namespace
 

@@ -65,6 +65,7 @@ TEST_CASE("safetensors: hostile headers") {
         {R"({"__metadata__":[]})", "'__metadata__'", "a JSON object"},
         {R"({"__metadata__":{"a":1}})", "'__metadata__'", "'a': number"},
         {R"({"__metadata__":{},"__metadata__":{}})", "'__metadata__'", "comes once"},
+        {R"({"__metadata__":null,"__metadata__":{}})", "'__metadata__'", "comes once"},
         {"{\"\xff\":{}}", "JSON", "well-formed"},
         {"{\"a\nb\":7}", "JSON", "well-formed"},
         {R"({"a\nb":7})", "'a\\x0ab'", "a JSON object"}, // no message breaks a line
@@ -155,4 +156,8 @@ TEST_CASE("safetensors: no more tensors, metadata and text than the limits permi
     CHECK(refuses(name, "JSON", [&] {
         open_text(safetensors_bytes(R"({"a":{"shape":[)" + std::string(2000000, '1') + "]}}"));
     }));
+}
+
+TEST_CASE("safetensors: null stands for no metadata, as MLX writes it") {
+    open_text(safetensors_bytes(R"({"__metadata__":null})"));
 }

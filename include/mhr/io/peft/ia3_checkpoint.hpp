@@ -121,7 +121,7 @@ class ia3_checkpoint : public peft_checkpoint<ia3_config, ia3_layer, 1> {
     }
 
   private:
-    static constexpr std::array<peft_details::peft_part, 1> parts{{{".ia3_l", ""}}};
+    static constexpr std::array<peft_details::peft_part, 1> parts{{{".ia3_l", "", 0}}};
 };
 
 } // namespace MHR_ISA

@@ -51,6 +51,14 @@ class layer_rules {
                          "one of " + in_quotes(layer));
     }
 
+    /// True of a bias of the base model that PEFT stores because the configuration's `bias` is
+    /// "all" (that of every module) or "lora_only" (those of adapted modules, which LoRA wraps).
+    [[nodiscard]] bool is_trained_bias(std::string_view name) const {
+        if (!config_.has("bias") || !ends_with(name, ".bias")) return false;
+        const auto& which = config_.fields()["bias"];
+        return which == "all" || (which == "lora_only" && ends_with(name, ".base_layer.bias"));
+    }
+
     /// True of a tensor that belongs to a part of the model that was trained whole, by its name
     /// without the beginning: one of a module whose name ends with a listed one, as PEFT compares
     /// them ("classifier" is the end of "pre_classifier", too).
@@ -76,10 +84,11 @@ using stored_tensor = std::pair<const std::string, safetensors_tensor>;
 
 /// The tensors of an adapter's file by the layers that they belong to, whatever the names under
 /// which they are stored. It shows names and tensors of the file, which must outlive it.
-template <std::size_t Parts>
+template <std::size_t Slots>
 class peft_tensors {
   public:
-    using of_layer = std::array<const stored_tensor*, Parts>;
+    /// By slots; null for an optional part that the layer has not.
+    using of_layer = std::array<const stored_tensor*, Slots>;
 
     /// None.
     peft_tensors() = default;
@@ -88,6 +97,7 @@ class peft_tensors {
     /// trained whole; two tensors, after what is unusual in their names was left out, of one name;
     /// those of several adapters; a layer that lacks a part, or that the configuration excludes; no
     /// layer at all.
+    template <std::size_t Parts>
     peft_tensors(const peft_config& config, const safetensors_file& file,
                  const std::array<peft_part, Parts>& parts) {
         for (const auto& stored : file.tensors())
@@ -96,16 +106,16 @@ class peft_tensors {
         for (const stored_tensor& stored : file.tensors())
             add(stored, rules, config, file, parts);
         const auto in_order = [](const entry& a, const entry& b) {
-            return std::tie(a.name, a.part) < std::tie(b.name, b.part);
+            return std::tie(a.name, a.slot) < std::tie(b.name, b.slot);
         };
-        std::sort(of_layers_.begin(), of_layers_.end(), in_order);
+        std::sort(found_.begin(), found_.end(), in_order);
         std::sort(others_.begin(), others_.end(), in_order);
-        require_once(file, of_layers_);
+        require_once(file, found_);
         require_once(file, others_);
-        require_whole_layers(file, parts);
+        gather_layers(file, parts);
         for (std::size_t i = 0; i < layers(); ++i)
             rules.require_adapted(layer(i));
-        if (of_layers_.empty())
+        if (layers_.empty())
             raise("peft: " + file.name() +
                   ": tensors: expected those of at least one layer, got none");
         for (const entry& other : others_)
@@ -114,27 +124,22 @@ class peft_tensors {
     }
 
     /// Number of layers.
-    [[nodiscard]] std::size_t layers() const noexcept { return of_layers_.size() / Parts; }
+    [[nodiscard]] std::size_t layers() const noexcept { return layers_.size(); }
 
     /// The name of a layer; they come in order.
-    [[nodiscard]] std::string_view layer(std::size_t i) const { return of_layers_[i * Parts].name; }
+    [[nodiscard]] std::string_view layer(std::size_t i) const { return layers_[i].first; }
 
     /// The tensors of a layer.
-    [[nodiscard]] of_layer tensors(std::size_t i) const {
-        of_layer result;
-        for (std::size_t part = 0; part < Parts; ++part)
-            result[part] = of_layers_[i * Parts + part].stored;
-        return result;
-    }
+    [[nodiscard]] const of_layer& tensors(std::size_t i) const { return layers_[i].second; }
 
     /// Those of a layer by its name, which must be there.
-    [[nodiscard]] of_layer tensors(std::string_view name) const {
+    [[nodiscard]] const of_layer& tensors(std::string_view name) const {
         const auto found =
-            std::lower_bound(of_layers_.begin(), of_layers_.end(), name,
-                             [](const entry& a, std::string_view b) { return a.name < b; });
-        if (found == of_layers_.end() || found->name != name)
+            std::lower_bound(layers_.begin(), layers_.end(), name,
+                             [](const auto& a, std::string_view b) { return a.first < b; });
+        if (found == layers_.end() || found->first != name)
             raise("peft: layer: expected one of the adapter, got " + in_quotes(name));
-        return tensors(static_cast<std::size_t>(found - of_layers_.begin()) / Parts);
+        return found->second;
     }
 
     /// Names in the file of the tensors that were trained whole.
@@ -146,7 +151,8 @@ class peft_tensors {
   private:
     struct entry {
         std::string_view name; ///< of the layer, or of another tensor without its beginning
-        std::size_t part;
+        std::size_t slot;
+        std::size_t part; ///< its number among those that were asked for
         const stored_tensor* stored;
     };
 
@@ -160,6 +166,7 @@ class peft_tensors {
         }
     };
 
+    template <std::size_t Parts>
     void add(const stored_tensor& stored, layer_rules& rules, const peft_config& config,
              const safetensors_file& file, const std::array<peft_part, Parts>& parts) {
         const std::string_view key = stored.first;
@@ -176,39 +183,48 @@ class peft_tensors {
                 adapter_ = split.adapter;
                 named_.add(key);
             }
-            of_layers_.push_back({split.layer, split.part, &stored});
+            found_.push_back({split.layer, parts[split.part].slot, split.part, &stored});
             return;
         }
-        if (!rules.is_saved(name)) {
+        if (!rules.is_saved(name) && !rules.is_trained_bias(name)) {
             if (!is_embedding_or_head(name))
                 file.fail(key, "a tensor of an adapter of type " + config.type(),
                           describe_strange_tensor(name, config.type()), stored.second.first);
             unlisted_.add(key);
         }
-        others_.push_back({name, 0, &stored});
+        others_.push_back({name, 0, 0, &stored});
     }
 
     static void require_once(const safetensors_file& file, const std::vector<entry>& entries) {
         for (std::size_t i = 1; i < entries.size(); ++i)
-            if (entries[i].name == entries[i - 1].name && entries[i].part == entries[i - 1].part)
+            if (entries[i].name == entries[i - 1].name && entries[i].slot == entries[i - 1].slot)
                 file.fail(entries[i].stored->first, "a tensor that comes once",
                           "the same as " + in_quotes(entries[i - 1].stored->first),
                           entries[i].stored->second.first);
     }
 
-    void require_whole_layers(const safetensors_file& file,
-                              const std::array<peft_part, Parts>& parts) const {
-        for (std::size_t i = 0; i < of_layers_.size(); ++i) {
-            // Of what comes once and in order, the first one that is missing shifts the others.
-            const entry& first = of_layers_[i - i % Parts];
-            const entry& now = of_layers_[i];
-            const bool fits = now.part == i % Parts && now.name == first.name;
-            const bool ends = i + 1 == of_layers_.size() && i % Parts != Parts - 1;
-            if (fits && !ends) continue;
-            const entry& beside = i % Parts == 0 ? now : first;
-            const std::size_t missing = fits ? i % Parts + 1 : i % Parts;
-            file.fail(beside.stored->first, "a tensor '..." + parts[missing].text() + "' beside it",
-                      "none", beside.stored->second.first);
+    /// Refused: a layer that lacks a part which the first of its parts calls for.
+    template <std::size_t Parts>
+    void gather_layers(const safetensors_file& file, const std::array<peft_part, Parts>& parts) {
+        for (std::size_t i = 0; i < found_.size();) {
+            const entry& first = found_[i];
+            of_layer its{};
+            // Parts of one form follow each other, each form beginning with slot 0.
+            const std::size_t form = first.part - first.slot;
+            for (; i < found_.size() && found_[i].name == first.name; ++i) {
+                const entry& now = found_[i];
+                if (parts[now.part].is == presence::required && now.part - now.slot != form)
+                    file.fail(now.stored->first,
+                              "a tensor of the same form as " + in_quotes(first.stored->first),
+                              "one of another", now.stored->second.first);
+                its[now.slot] = now.stored;
+            }
+            for (std::size_t part = form; part < form + Slots && part < Parts; ++part)
+                if (parts[part].is == presence::required && its[parts[part].slot] == nullptr)
+                    file.fail(first.stored->first,
+                              "a tensor '..." + parts[part].text() + "' beside it", "none",
+                              first.stored->second.first);
+            layers_.emplace_back(first.name, its);
         }
     }
 
@@ -236,7 +252,8 @@ class peft_tensors {
     std::array<remark, 4> odd_{}; ///< by name_oddity
     remark named_{}, unlisted_{};
     std::string_view adapter_{};
-    std::vector<entry> of_layers_{}; ///< all parts of a layer, then those of the next
+    std::vector<entry> found_{}; ///< parts of layers, in the order of names and slots
+    std::vector<std::pair<std::string_view, of_layer>> layers_{};
     std::vector<entry> others_{};
     std::vector<std::string_view> saved_{};
     std::vector<std::string> notes_{};

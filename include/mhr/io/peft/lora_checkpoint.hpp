@@ -25,16 +25,23 @@
 #include <mhr/lora/adapters.hpp>
 
 /// \file
-/// Plain adapters of PEFT's type LORA, in and out. A layer M has two tensors:
+/// Adapters of PEFT's type LORA, in and out. A layer M has two tensors:
 ///     base_model.model.M.lora_A.weight [rank, in_features]     our a, transposed
 ///     base_model.model.M.lora_B.weight [out_features, rank]    our b, transposed
-/// Names as other programs leave them (tensor_names.hpp) are read, too.
-/// Variants that compute something else (DoRA, aLoRA, biases, convolutions, ...) are errors.
+/// An embedding, whose inputs are rows of the identity matrix, has these two in their place:
+///     base_model.model.M.lora_embedding_A [rank, vocabulary]   our a, transposed
+///     base_model.model.M.lora_embedding_B [features, rank]     our b, transposed
+/// Beside them there may be:
+///     base_model.model.M.lora_magnitude_vector [out_features]  m of DoRA, with use_dora
+///     base_model.model.M.lora_B.bias [out_features]            with lora_bias
+/// Names as other programs leave them (tensor_names.hpp) are read, too. Biases of the base model
+/// that were trained are among `saved()`. Other variants (aLoRA, convolutions, target_parameters,
+/// DoRA of embeddings, ...) are errors.
 
 namespace mhr {
 inline namespace MHR_ISA {
 
-/// The configuration of a plain adapter (PEFT's LoraConfig).
+/// The configuration of an adapter of type LORA (PEFT's LoraConfig).
 class lora_config {
   public:
     /// Takes one of a file. These are refused: another type, unknown keys of a value, values of
@@ -58,7 +65,7 @@ class lora_config {
             {"layers_to_transform", key_kind::any},
             {"loftq_config", key_kind::any},
             {"lora_alpha", key_kind::number},
-            {"lora_bias", key_kind::off},
+            {"lora_bias", key_kind::flag},
             {"lora_dropout", key_kind::number},
             {"lora_ga_config", key_kind::any},
             {"megatron_config", key_kind::off},
@@ -71,14 +78,16 @@ class lora_config {
             {"target_parameters", key_kind::off},
             {"trainable_token_indices", key_kind::off},
             {"use_bdlora", key_kind::off},
-            {"use_dora", key_kind::off},
+            {"use_dora", key_kind::flag},
             {"use_qalora", key_kind::off},
             {"use_rslora", key_kind::flag},
             {"velora_config", key_kind::any}};
         config_.require_keys("LORA", rules);
         const auto& fields = config_.fields();
-        if (config_.has("bias") && fields["bias"] != "none")
-            config_.fail("bias", "'none'", peft_details::value_text(fields["bias"]));
+        if (config_.has("bias") && fields["bias"] != "none" && fields["bias"] != "all" &&
+            fields["bias"] != "lora_only")
+            config_.fail("bias", "'none', 'all' or 'lora_only'",
+                         peft_details::value_text(fields["bias"]));
         if (config_.has("init_lora_weights")) {
             const auto& start = fields["init_lora_weights"];
             if (!start.is_boolean() && start != "gaussian" && start != "eva" &&
@@ -182,7 +191,23 @@ class lora_config {
     peft_config config_;
 };
 
-/// One adapted layer of a plain adapter.
+/// What a layer of the base model is.
+enum class lora_form : unsigned char {
+    linear,   ///< x has rows of numbers
+    embedding ///< x has ids of tokens: row t of a stands for x a
+};
+
+/// The vectors that some variants have beside the two matrices; each may be absent.
+///
+/// DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5): with V = W + scale (a b)^T, the weight is
+/// magnitude[o] / ||V[o, :]|| V[o, :]. The bias is one of the matrix b: the output is
+/// scale ((x a) b + bias).
+struct lora_vectors {
+    const_tensor_ref<1> magnitude{}; ///< [out_features]
+    const_tensor_ref<1> bias{};      ///< [out_features]
+};
+
+/// One adapted layer of an adapter.
 struct lora_layer {
     std::string_view name; ///< such as model.layers.0.self_attn.q_proj
     index_t in_features;   ///< of x
@@ -191,10 +216,16 @@ struct lora_layer {
     double scale;          ///< what x a b is multiplied by
     element_type a_type;   ///< of the matrix a
     element_type b_type;   ///< of the matrix b
+    lora_form form;        ///< linear unless it says otherwise
+    bool has_magnitude;    ///< DoRA
+    bool has_bias;         ///< of the matrix b
+
+    /// True if y += scale (x a) b is all that the layer does.
+    [[nodiscard]] bool is_plain() const noexcept { return !has_magnitude && !has_bias; }
 };
 
-/// A plain adapter. Its tensors are shown where they lie in the file, of the file's types.
-class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer, 2> {
+/// An adapter. Its tensors are shown where they lie in the file, of the file's types.
+class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer, 4> {
   public:
     /// Opens an adapter's folder. These are refused: what is unreadable, unknown or contradictory
     /// in its two files; a tensor without fractions.
@@ -208,29 +239,49 @@ class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer, 2> {
         : peft_checkpoint(std::move(config), std::move(tensors)) {
         using namespace peft_details;
         lora_config::layer_values values(config_);
-        find_layers(parts, [&](std::string_view name, const peft_tensors<2>::of_layer& stored) {
+        const bool dora = config_.json().flag("use_dora", false);
+        const bool biased = config_.json().flag("lora_bias", false);
+        find_layers(parts, [&](std::string_view name, const peft_tensors<4>::of_layer& stored) {
             const index_t rank = values.rank(name);
             constexpr const char* meaning = "as r and rank_pattern of the configuration say";
             const element_type of_a =
                 check_adapter_tensor<2>(tensors_, *stored[part_a], {rank, any_extent}, meaning);
             const element_type of_b =
                 check_adapter_tensor<2>(tensors_, *stored[part_b], {any_extent, rank}, meaning);
+            const index_t out_features = stored[part_b]->second.extents[0];
+            const bool embeds =
+                stored[part_a]->first.find(".lora_embedding_A") != std::string::npos;
+            require_vector(stored, part_magnitude, "use_dora", dora, embeds);
+            require_vector(stored, part_bias, "lora_bias", biased, embeds);
             return lora_layer{name,
                               stored[part_a]->second.extents[1],
-                              stored[part_b]->second.extents[0],
+                              out_features,
                               rank,
                               values.scale(name),
                               of_a,
-                              of_b};
+                              of_b,
+                              embeds ? lora_form::embedding : lora_form::linear,
+                              stored[part_magnitude] != nullptr,
+                              stored[part_bias] != nullptr};
         });
     }
 
     /// The adapter of a layer where it lies in the file: a and b of the file's types, which may
     /// differ, and the scale. Adapters of any files make up a `lora_list`. Refused: data that are
-    /// not aligned, which `read_adapter` copies.
+    /// not aligned, which `read_adapter` copies. A layer that is not plain needs its `vectors`,
+    /// too.
     [[nodiscard]] lora adapter(const layer& of) const {
         return {tensors_.view<2>(stored_name(of, part_a)).transpose(0, 1),
                 tensors_.view<2>(stored_name(of, part_b)).transpose(0, 1), of.scale};
+    }
+
+    /// The vectors of a layer where they lie in the file; absent where it has none. Refused: data
+    /// that are not aligned.
+    [[nodiscard]] lora_vectors vectors(const layer& of) const {
+        lora_vectors result;
+        if (of.has_magnitude) result.magnitude = tensors_.view<1>(stored_name(of, part_magnitude));
+        if (of.has_bias) result.bias = tensors_.view<1>(stored_name(of, part_bias));
+        return result;
     }
 
     /// Copies its matrices into tensors of any types and strides, each element rounded once. These
@@ -246,12 +297,46 @@ class lora_checkpoint : public peft_checkpoint<lora_config, lora_layer, 2> {
 
   private:
     friend class lora_checkpoint_writer;
-    static constexpr std::size_t part_a = 0, part_b = 1;
-    static constexpr std::array<peft_details::peft_part, 2> parts{
-        {{".lora_A", ".weight"}, {".lora_B", ".weight"}}};
+    static constexpr std::size_t part_a = 0, part_b = 1, part_magnitude = 2, part_bias = 3;
+    static constexpr std::size_t embedding_parts = 4; // where those of embeddings begin
+    static constexpr std::array<peft_details::peft_part, 7> parts{
+        {{".lora_A", ".weight", part_a},
+         {".lora_B", ".weight", part_b},
+         {".lora_magnitude_vector", "", part_magnitude, peft_details::presence::optional},
+         {".lora_B", ".bias", part_bias, peft_details::presence::optional},
+         {".lora_embedding_A", "", part_a},
+         {".lora_embedding_B", "", part_b},
+         // PEFT wrote it so before it was a parameter of the layer.
+         {".lora_magnitude_vector", ".weight", part_magnitude, peft_details::presence::optional}}};
+
+    /// These are refused: a vector that the configuration does not switch on, or that is missing
+    /// though it does; one of an embedding; another shape than [out_features].
+    void require_vector(const peft_details::peft_tensors<4>::of_layer& stored, std::size_t part,
+                        const char* key, bool is_on, bool embeds) const {
+        const auto* vector = stored[part];
+        const auto& beside = *stored[part_b];
+        if (is_on && embeds && part == part_magnitude)
+            tensors_.fail(beside.first, "no embedding beside 'use_dora'",
+                          "one, of which DoRA is not read: train without it in 'target_modules'",
+                          beside.second.first);
+        if (vector == nullptr) {
+            if (is_on && !embeds)
+                tensors_.fail(beside.first,
+                              "a tensor '..." + parts[part].text() + "' beside it, as '" +
+                                  std::string(key) + "' of the configuration says",
+                              "none", beside.second.first);
+            return;
+        }
+        if (!is_on || embeds)
+            tensors_.fail(vector->first,
+                          "none, as '" + std::string(key) + "' of the configuration says",
+                          embeds ? "one of an embedding" : "one", vector->second.first);
+        (void)peft_details::check_adapter_tensor<1>(tensors_, *vector, {beside.second.extents[0]},
+                                                    "one for each of the layer's outputs");
+    }
 };
 
-/// Collects the layers of a plain adapter and writes the folder that PEFT and other engines read.
+/// Collects the layers of an adapter and writes the folder that PEFT and other engines read.
 /// It copies nothing: the memory of what it is given must stay till it is written.
 class lora_checkpoint_writer : public peft_checkpoint_writer<lora_config> {
   public:
@@ -263,8 +348,10 @@ class lora_checkpoint_writer : public peft_checkpoint_writer<lora_config> {
     ///
     /// These are refused: a shape; another rank or scale than the configuration's (the file has no
     /// place for a scale of its own); a layer that target_modules does not name, or that was added
-    /// before.
-    void add_layer(std::string_view name, const lora& adapter) {
+    /// before; a vector that the configuration does not switch on (use_dora, lora_bias), or lacks
+    /// though it does; vectors of an embedding.
+    void add_layer(std::string_view name, const lora& adapter, const lora_vectors& vectors = {},
+                   lora_form form = lora_form::linear) {
         lora_config::layer_values values(config_);
         const index_t rank = values.rank(name);
         const double scale = values.scale(name);
@@ -276,11 +363,33 @@ class lora_checkpoint_writer : public peft_checkpoint_writer<lora_config> {
                       "adapter.scale",
                       [&] { return std::to_string(scale) + ", which the configuration says"; },
                       [&] { return std::to_string(adapter.scale); });
+        const bool embeds = form == lora_form::embedding;
+        const auto check_vector = [&](const char* argument, const const_tensor_ref<1>& vector,
+                                      const char* key) {
+            const bool is_on = !embeds && config_.json().flag(key, false);
+            checks.expect((vector.data() != nullptr) == is_on, argument,
+                          [&] {
+                              return std::string(is_on ? "one" : "none") + ", as '" + key +
+                                     (embeds ? "' is not written of embeddings"
+                                             : "' of the configuration says");
+                          },
+                          [&] { return std::string(is_on ? "none" : "one"); });
+            if (vector.data() != nullptr) checks.input(argument, vector, {adapter.b.extent(1)});
+        };
+        check_vector("vectors.magnitude", vectors.magnitude, "use_dora");
+        check_vector("vectors.bias", vectors.bias, "lora_bias");
         checks.raise();
+        if (embeds && config_.json().flag("use_dora", false))
+            config_.json().fail("use_dora", "false beside an embedding", "true");
         peft_details::layer_rules(config_.json()).require_adapted(name);
         using files = lora_checkpoint;
-        add_part(name, files::parts[files::part_a], adapter.a.transpose(0, 1));
-        add_part(name, files::parts[files::part_b], adapter.b.transpose(0, 1));
+        const std::size_t first = embeds ? files::embedding_parts : 0;
+        add_part(name, files::parts[first + files::part_a], adapter.a.transpose(0, 1));
+        add_part(name, files::parts[first + files::part_b], adapter.b.transpose(0, 1));
+        if (vectors.magnitude.data() != nullptr)
+            add_part(name, files::parts[files::part_magnitude], vectors.magnitude);
+        if (vectors.bias.data() != nullptr)
+            add_part(name, files::parts[files::part_bias], vectors.bias);
     }
 };
 

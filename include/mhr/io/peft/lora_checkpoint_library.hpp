@@ -60,6 +60,14 @@ class lora_checkpoint_library {
                       "or saved_tensors::leave_out from a host that takes care of them, got " +
                       in_quotes(adapter.saved().front()) + " in " + adapter.tensors().name());
             for (const auto& one : adapter.layers()) {
+                if (!one.is_plain() || one.form != lora_form::linear)
+                    raise("lora_checkpoint_library: adapters: expected layers that are y += scale "
+                          "(x a) b, got " +
+                          in_quotes(one.name) +
+                          (one.has_magnitude ? " with DoRA's magnitude"
+                           : one.has_bias    ? " with a bias"
+                                             : ", an embedding,") +
+                          " in " + adapter.tensors().name());
                 layer& all = by_name
                                  .emplace(one.name, layer{one.name, one.in_features,
                                                           one.out_features, one.rank, 0})

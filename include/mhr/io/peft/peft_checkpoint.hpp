@@ -65,8 +65,7 @@ inline safetensors_file open_peft_tensors(const std::filesystem::path& folder,
                                               "save_pretrained(folder, safe_serialization=True)"},
               other_file{"adapter_model.safetensors.index.json",
                          "tensors in several files are not read: save them in one"},
-              other_file{"adapters.safetensors",
-                         "MLX's format is not read: convert the adapter to PEFT's"}})
+              other_file{"adapters.safetensors", "MLX's format: read it as an mlx_checkpoint"}})
             if (is_there(name))
                 raise("peft: " + path_text(folder) + ": folder: expected " + peft_tensors_file +
                       ", got " + name + " alone: " + advice);
@@ -76,7 +75,7 @@ inline safetensors_file open_peft_tensors(const std::filesystem::path& folder,
 /// An adapter of PEFT: its configuration, the file of its tensors, and the layers that are in it,
 /// of so many tensors each. What poly_checkpoint, lora_checkpoint and ia3_checkpoint have in
 /// common.
-template <class Config, class Layer, std::size_t Parts>
+template <class Config, class Layer, std::size_t Slots>
 class peft_checkpoint {
   public:
     /// One adapted layer.
@@ -102,25 +101,25 @@ class peft_checkpoint {
     /// True if all tensors of a layer can be shown where they lie in the file
     /// (safetensors_file::is_aligned): else they can be copied alone.
     [[nodiscard]] bool is_aligned(const Layer& of) const {
-        for (std::size_t part = 0; part < Parts; ++part)
-            if (!tensors_.is_aligned(sorted_.tensors(of.name)[part]->second)) return false;
+        for (const auto* stored : sorted_.tensors(of.name))
+            if (stored != nullptr && !tensors_.is_aligned(stored->second)) return false;
         return true;
     }
 
-    /// Names, in the file, of a layer's tensors; valid as long. These are refused: no layer of
-    /// this.
-    [[nodiscard]] std::array<std::string_view, Parts> tensor_names(const Layer& of) const {
-        std::array<std::string_view, Parts> names;
-        const auto stored = sorted_.tensors(of.name);
-        for (std::size_t part = 0; part < Parts; ++part)
-            names[part] = stored[part]->first;
+    /// Names, in the file, of a layer's tensors, empty for a part that the layer has not; valid as
+    /// long. These are refused: no layer of this.
+    [[nodiscard]] std::array<std::string_view, Slots> tensor_names(const Layer& of) const {
+        std::array<std::string_view, Slots> names;
+        const auto& stored = sorted_.tensors(of.name);
+        for (std::size_t slot = 0; slot < Slots; ++slot)
+            if (stored[slot] != nullptr) names[slot] = stored[slot]->first;
         return names;
     }
 
     /// Names, in the file, of the tensors that were trained whole and are no part of a layer: those
-    /// of modules_to_save, and embeddings and heads that PEFT saves by itself, as after the
-    /// vocabulary was resized. The adapter was trained with them in the place of the base model's.
-    /// Valid as long.
+    /// of modules_to_save, embeddings and heads that PEFT saves by itself, as after the vocabulary
+    /// was resized, and biases of the base model where the configuration's `bias` says so. The
+    /// adapter was trained with them in the place of the base model's. Valid as long.
     [[nodiscard]] const std::vector<std::string_view>& saved() const noexcept {
         return sorted_.saved();
     }
@@ -137,24 +136,24 @@ class peft_checkpoint {
     /// The layers are what `describe(name, tensors)` returns for each, with one tensor for each of
     /// `parts`. The same is refused as by peft_details::peft_tensors and by
     /// `describe`.
-    template <class Describe>
+    template <std::size_t Parts, class Describe>
     void find_layers(const std::array<peft_details::peft_part, Parts>& parts, Describe&& describe) {
-        sorted_ = peft_details::peft_tensors<Parts>(config_.json(), tensors_, parts);
+        sorted_ = peft_details::peft_tensors<Slots>(config_.json(), tensors_, parts);
         layers_.reserve(sorted_.layers());
         for (std::size_t i = 0; i < sorted_.layers(); ++i)
             layers_.push_back(describe(sorted_.layer(i), sorted_.tensors(i)));
     }
 
-    /// The name, in the file, of one of a layer's tensors.
-    [[nodiscard]] const std::string& stored_name(const Layer& of, std::size_t part) const {
-        return sorted_.tensors(of.name)[part]->first;
+    /// The name, in the file, of one of a layer's tensors, which it must have.
+    [[nodiscard]] const std::string& stored_name(const Layer& of, std::size_t slot) const {
+        return sorted_.tensors(of.name)[slot]->first;
     }
 
     Config config_;            ///< as it was read
     safetensors_file tensors_; ///< all of them
 
   private:
-    peft_details::peft_tensors<Parts> sorted_{};
+    peft_details::peft_tensors<Slots> sorted_{};
     std::vector<Layer> layers_{};
 };
 

@@ -179,7 +179,9 @@ class poly_checkpoint : public peft_checkpoint<poly_config, poly_layer, 3> {
     friend class poly_checkpoint_writer;
     static constexpr std::size_t part_a = 0, part_b = 1, part_logits = 2;
     static constexpr std::array<peft_details::peft_part, 3> parts{
-        {{".poly_lora_A", ""}, {".poly_lora_B", ""}, {".poly_router", ".module_logits"}}};
+        {{".poly_lora_A", "", part_a},
+         {".poly_lora_B", "", part_b},
+         {".poly_router", ".module_logits", part_logits}}};
 };
 
 /// Collects the layers of a Poly adapter and writes the folder that PEFT's `from_pretrained` reads.

@@ -35,11 +35,17 @@ inline bool is_last_part(std::string_view name, std::string_view layer) {
            (layer.size() == name.size() || layer[layer.size() - name.size() - 1] == '.');
 }
 
+/// Whether a layer must have a part.
+enum class presence : unsigned char { required, optional };
+
 /// One of the tensors of a layer: what follows the layer's name, in two halves between which the
-/// name of the adapter may stand, as in .lora_A[.default].weight.
+/// name of the adapter may stand, as in .lora_A[.default].weight. A layer has one tensor for each
+/// slot; several parts, of different forms of a layer, may fill the same slot.
 struct peft_part {
     std::string_view first;
     std::string_view second;
+    std::size_t slot;
+    presence is = presence::required;
 
     [[nodiscard]] std::string text() const { return std::string(first) += second; }
 };
@@ -61,7 +67,7 @@ struct peft_tensor_name {
 template <std::size_t Parts>
 peft_tensor_name split_name(std::string_view name, const std::array<peft_part, Parts>& parts) {
     for (std::size_t i = 0; i < Parts; ++i) {
-        const auto& [first, second] = parts[i];
+        const std::string_view first = parts[i].first, second = parts[i].second;
         if (!ends_with(name, second)) continue;
         const std::string_view before = name.substr(0, name.size() - second.size());
         if (ends_with(before, first) && before.size() > first.size())
@@ -185,12 +191,6 @@ inline std::string describe_strange_tensor(std::string_view name, std::string_vi
         const char* what;
     };
     constexpr sort sorts[] = {
-        {".lora_embedding_A.",
-         "LoRA of an embedding, which is not read: train without it in 'target_modules'"},
-        {".lora_embedding_B.",
-         "LoRA of an embedding, which is not read: train without it in 'target_modules'"},
-        {".lora_magnitude_vector.",
-         "a magnitude of DoRA, which is not read: train without 'use_dora'"},
         {".alpha.", "a scale of another format: PEFT's is 'lora_alpha' in the configuration; "
                     "remove the tensor if it says the same"},
         {".lora_down.", "a name of another format: convert the adapter to PEFT's"},
@@ -202,8 +202,6 @@ inline std::string describe_strange_tensor(std::string_view name, std::string_vi
     for (const auto& [part, what] : sorts)
         if (has(part)) return what;
 
-    if (has(".lora_B.") && ends_with(name, ".bias"))
-        return "a bias of LoRA, which is not read: train without 'lora_bias'";
     struct owner {
         std::string_view part;
         std::string_view type;
@@ -214,8 +212,10 @@ inline std::string describe_strange_tensor(std::string_view name, std::string_vi
         if (of != type && has(part))
             return "one of type " + std::string(of) + ": correct 'peft_type' in the configuration";
     if (has(".base_layer."))
-        return "a part of the base model under an adapter: remove it, or merge the adapter in "
-               "Python and use the whole model";
+        return ends_with(name, ".bias")
+                   ? "a trained bias of the base model: the configuration's 'bias' must say so"
+                   : "a part of the base model under an adapter: remove it, or merge the adapter "
+                     "in Python and use the whole model";
     if (!module_of(name).empty())
         return "a whole weight of the model: name its module in 'modules_to_save' of the "
                "configuration, or remove it if it was not trained";

@@ -131,9 +131,10 @@ class header_reader {
     };
 
     void read_metadata(const place& at, json_details::json&& value) {
-        if (!value.is_object()) at.fail("a JSON object", value.type_name());
         if (has_metadata_) at.fail("a name that comes once", "another one");
         has_metadata_ = true;
+        if (value.is_null()) return; // as MLX writes where there are no texts
+        if (!value.is_object()) at.fail("a JSON object or null", value.type_name());
         for (auto& [key, text] : value.items()) {
             if (!text.is_string()) at.fail("strings", in_quotes(key) + ": " + text.type_name());
             header_.metadata.emplace(key, std::move(text.template get_ref<std::string&>()));
