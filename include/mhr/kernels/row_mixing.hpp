@@ -143,8 +143,8 @@ void expand_rows(row_set rows, const tensor_view<const A, 3>& hidden,
                         for (index_t i = 0; i < used; ++i)
                             to[i] = sums + places[i] * columns + first;
                         const A* const* v = right.read(k0, depth, matrix, j0 + first, count);
-                        add_combinations<Arch, true>(left, v, depth, padded<Arch, A>(count), A(1),
-                                                     to, used);
+                        add_combinations<Arch>(left, v, depth, padded<Arch, A>(count),
+                                               combined<A>{to, A(1), true}, used);
                     });
                 });
             }
@@ -157,8 +157,8 @@ void expand_rows(row_set rows, const tensor_view<const A, 3>& hidden,
                     const row_set row{numbers + r, 1};
                     A* const* c = output.open(row, target, first, count);
                     const A* const v[] = {sums + r * columns + first};
-                    add_combinations<Arch, true>(coefficients, v, 1, padded<Arch, A>(count),
-                                                 static_cast<A>(factor), c, 1);
+                    add_combinations<Arch>(coefficients, v, 1, padded<Arch, A>(count),
+                                           combined<A>{c, static_cast<A>(factor), true}, 1);
                     output.write(row, target, first, count);
                 }
             });
