@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
@@ -48,10 +47,7 @@ inline void check_module_products(argument_checks& checks, const batch& rows,
     checks.output("state.products.each", products.each,
                   {n, shape.heads, shape.modules, shape.rank});
     const auto same_type = [&](const char* argument, element_type type) {
-        checks.expect(
-            type == sums, argument,
-            [&] { return std::string(name_of(sums)) + ", the type of sums"; },
-            [&] { return std::string(name_of(type)); });
+        checks.expect(type == sums, argument, joined(sums, ", the type of sums"), type);
     };
     same_type("state.products.weights", products.weights.type());
     same_type("state.products.each", products.each.type());

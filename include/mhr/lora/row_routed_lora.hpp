@@ -148,26 +148,18 @@ inline void check_row_routed_lora(argument_checks& checks, const batch& rows,
     checks.sums_are(sums);
     check_inventory(checks, layer.inventory());
     const lora_shape shape = shape_of(layer.inventory());
-    checks.expect(
-        !outputs || shape.heads == 1, "layer.a",
-        [] {
-            return std::string(
-                "one head (the output of a module cannot be mixed in blocks of its rows)");
-        },
-        [&] { return std::to_string(shape.heads); });
-    checks.expect(
-        !outputs || !rows.sum_over_ranks, "batch.sum_over_ranks",
-        [] { return std::string("none (one head cannot be shared by ranks)"); },
-        [] { return std::string("a sum"); });
+    checks.expect(!outputs || shape.heads == 1, "layer.a",
+                  "one head (the output of a module cannot be mixed in blocks of its rows)",
+                  shape.heads);
+    checks.expect(!outputs || !rows.sum_over_ranks, "batch.sum_over_ranks",
+                  "none (one head cannot be shared by ranks)", "a sum");
     checks.input("layer.weights", layer.weights, {rows.plan.rows(), shape.heads, shape.modules});
     checks.input("x", x, {rows.plan.rows(), shape.in_features});
     check_module_products(checks, rows, shape, state.products, sums);
     if (!outputs) {
         checks.output("state.hidden", state.hidden, {rows.plan.rows(), shape.rank});
-        checks.expect(
-            state.hidden.type() == sums, "state.hidden",
-            [&] { return std::string(name_of(sums)) + ", the type of sums"; },
-            [&] { return std::string(name_of(state.hidden.type())); });
+        checks.expect(state.hidden.type() == sums, "state.hidden",
+                      joined(sums, ", the type of sums"), state.hidden.type());
         check_rank_sum(checks, rows, state.hidden);
     }
     checks.every_part(rows.executor);

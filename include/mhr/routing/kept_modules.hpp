@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/sums.hpp>
@@ -48,9 +47,7 @@ MHR_INLINE kept_modules<A> largest_modules(index_t kept, index_t modules, S& s) 
 
 /// A number of kept modules below 1 is refused.
 MHR_INLINE void check_kept(argument_checks& checks, index_t kept) {
-    checks.expect(
-        kept >= 1, "normaliser.kept", [] { return std::string("1 or more"); },
-        [&] { return std::to_string(kept); });
+    checks.expect(kept >= 1, "normaliser.kept", "1 or more", kept);
 }
 
 } // namespace routing_details

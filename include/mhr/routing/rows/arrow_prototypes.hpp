@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -109,8 +108,8 @@ inline power_scratch take_power(workspace& memory, index_t in_features, index_t 
             memory.take<float, 2>({1, rank}), memory.take<float, 2>({1, in_features})};
 }
 
-inline void check(argument_checks& checks, const const_tensor_ref<2>& a,
-                  const const_tensor_ref<2>& b, const tensor_ref<1>& prototype) {
+inline void check_arguments(argument_checks& checks, const const_tensor_ref<2>& a,
+                            const const_tensor_ref<2>& b, const tensor_ref<1>& prototype) {
     checks.input("a", a);
     checks.input("b", b, {a.extent(1), any_extent});
     checks.output("prototype", prototype, {a.extent(0)});
@@ -195,7 +194,7 @@ inline std::size_t arrow_prototype_workspace_size(index_t in_features, index_t r
 inline void arrow_prototype(const const_tensor_ref<2>& a, const const_tensor_ref<2>& b,
                             const tensor_ref<1>& prototype, workspace scratch) {
     argument_checks checks("arrow_prototype");
-    arrow_details::check(checks, a, b, prototype);
+    arrow_details::check_arguments(checks, a, b, prototype);
     if (checks.passed())
         checks.workspace_size(scratch, arrow_prototype_workspace_size(a.extent(0), a.extent(1)));
     checks.raise();
@@ -241,7 +240,7 @@ inline void arrow_prototype_of_peft(const const_tensor_ref<2>& a, const const_te
                                     const tensor_ref<1>& prototype, workspace scratch) {
     argument_checks checks("arrow_prototype_of_peft");
     checks.sums_are(element_type::f32);
-    arrow_details::check(checks, a, b, prototype);
+    arrow_details::check_arguments(checks, a, b, prototype);
     checks.input("start", start, {a.extent(0)});
     if (checks.passed())
         checks.workspace_size(scratch,
@@ -275,9 +274,7 @@ inline void subtract_general_knowledge(const const_tensor_ref<3>& general,
     argument_checks checks("subtract_general_knowledge");
     checks.output("matrix", matrix, argument_checks::any_extents<2>());
     checks.input("general", general, {any_extent, matrix.extent(0), matrix.extent(1)});
-    checks.expect(
-        general.extent(0) >= 1, "general", [] { return std::string("1 adapter or more"); },
-        [] { return std::string("none"); });
+    checks.expect(general.extent(0) >= 1, "general", "1 adapter or more", "none");
     checks.raise();
     with_sums(sums_of(general.type(), matrix.type()), [&](auto zero) {
         using A = decltype(zero);

@@ -90,8 +90,9 @@ void with_rows(index_t first, index_t count, Function&& f) {
     f(row_set{numbers, count});
 }
 
-inline void check(argument_checks& checks, const row_gate& gate, const const_tensor_ref<2>& x,
-                  const char* name, const const_tensor_ref<2>& logits) {
+inline void check_arguments(argument_checks& checks, const row_gate& gate,
+                            const const_tensor_ref<2>& x, const char* name,
+                            const const_tensor_ref<2>& logits) {
     checks.sums_type(name, logits.type());
     checks.sums_are(logits.type());
     checks.input("x", x);
@@ -102,7 +103,7 @@ inline void check(argument_checks& checks, const row_gate& gate, const const_ten
 inline argument_checks check_forward(const row_gate& gate, const const_tensor_ref<2>& x,
                                      const tensor_ref<2>& logits) {
     argument_checks checks("row_gate_forward");
-    check(checks, gate, x, "logits", logits);
+    check_arguments(checks, gate, x, "logits", logits);
     checks.output("logits", logits, {x.extent(0), gate.matrix.extent(1)});
     return checks;
 }
@@ -173,7 +174,7 @@ inline void row_gate_backward(executor_ref executor, const row_gate& gate,
                               const const_tensor_ref<2>& x, const const_tensor_ref<2>& d_logits,
                               const row_gate_gradients& gradients, workspace scratch) {
     argument_checks checks("row_gate_backward");
-    row_gate_details::check(checks, gate, x, "d_logits", d_logits);
+    row_gate_details::check_arguments(checks, gate, x, "d_logits", d_logits);
     checks.input("d_logits", d_logits, {x.extent(0), gate.matrix.extent(1)});
     checks.optional_output("gradients.x", gradients.x, x.extents());
     checks.optional_output("gradients.matrix", gradients.matrix, gate.matrix.extents());

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
@@ -63,11 +62,9 @@ inline constexpr index_t partial_sums = 16;
 /// What an element of the forward costs, in multiply-adds of a kernel.
 inline constexpr index_t cost_of_element = 32;
 
-inline void check(argument_checks& checks, row_norm norm, const const_tensor_ref<2>& x) {
-    checks.expect(
-        norm == row_norm::layer || norm == row_norm::unit, "norm",
-        [] { return std::string("row_norm::layer or row_norm::unit"); },
-        [&] { return "number " + std::to_string(static_cast<int>(norm)); });
+inline void check_arguments(argument_checks& checks, row_norm norm, const const_tensor_ref<2>& x) {
+    checks.expect(norm == row_norm::layer || norm == row_norm::unit, "norm",
+                  "row_norm::layer or row_norm::unit", joined("number ", static_cast<int>(norm)));
     checks.input("x", x);
 }
 
@@ -166,7 +163,7 @@ void backward(row_norm norm, const const_tensor_ref<1>& x, const const_tensor_re
 inline void row_norm_forward(executor_ref executor, row_norm norm, const const_tensor_ref<2>& x,
                              const tensor_ref<2>& y) {
     argument_checks checks("row_norm_forward");
-    row_norm_details::check(checks, norm, x);
+    row_norm_details::check_arguments(checks, norm, x);
     checks.output("y", y, x.extents());
     checks.raise();
     with_sums(sums_of(x.type(), y.type()), [&](auto zero) {
@@ -181,7 +178,7 @@ inline void row_norm_forward(executor_ref executor, row_norm norm, const const_t
 inline void row_norm_backward(executor_ref executor, row_norm norm, const const_tensor_ref<2>& x,
                               const const_tensor_ref<2>& d_y, const tensor_ref<2>& d_x) {
     argument_checks checks("row_norm_backward");
-    row_norm_details::check(checks, norm, x);
+    row_norm_details::check_arguments(checks, norm, x);
     checks.input("d_y", d_y, x.extents());
     checks.output("d_x", d_x, x.extents());
     checks.raise();

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/element_access.hpp>
@@ -68,11 +67,9 @@ struct tempered_gate {
                              index_t modules) const {
         gate.validate(checks, entries, heads, modules);
         // In f32, where it may be used, it must neither vanish nor overflow.
-        checks.expect(
-            temperature >= static_cast<double>((std::numeric_limits<float>::min)()) &&
-                temperature <= static_cast<double>((std::numeric_limits<float>::max)()),
-            "gate.temperature", [] { return std::string("a number above 0 in the range of f32"); },
-            [&] { return std::to_string(temperature); });
+        checks.expect(temperature >= static_cast<double>((std::numeric_limits<float>::min)()) &&
+                          temperature <= static_cast<double>((std::numeric_limits<float>::max)()),
+                      "gate.temperature", "a number above 0 in the range of f32", temperature);
     }
     /// @}
 };
@@ -218,10 +215,9 @@ struct scaled_normaliser {
     }
     MHR_INLINE void validate(argument_checks& checks, index_t heads, index_t modules) const {
         normaliser.validate(checks, heads, modules);
-        checks.expect(
-            (std::abs)(factor) <= static_cast<double>((std::numeric_limits<float>::max)()),
-            "normaliser.factor", [] { return std::string("a number in the range of f32"); },
-            [&] { return std::to_string(factor); });
+        checks.expect((std::abs)(factor) <=
+                          static_cast<double>((std::numeric_limits<float>::max)()),
+                      "normaliser.factor", "a number in the range of f32", factor);
         if (!factors.absent()) checks.input("normaliser.factors", factors, {modules});
     }
     /// @}

@@ -20,16 +20,14 @@ inline namespace MHR_ISA {
 namespace row_weights_details {
 
 template <class Gate, class Normaliser>
-void check(argument_checks& checks, const const_tensor_ref<3>& logits,
-           const routing_rule<Gate, Normaliser>& rule) {
+void check_arguments(argument_checks& checks, const const_tensor_ref<3>& logits,
+                     const routing_rule<Gate, Normaliser>& rule) {
     checks.input("logits", logits);
     if (!checks.passed()) return;
     rule.gate.validate(checks, logits.extent(0), logits.extent(1), logits.extent(2));
     rule.normaliser.validate(checks, logits.extent(1), logits.extent(2));
-    checks.expect(
-        rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
-        [] { return std::string("a number from 0 to 1"); },
-        [&] { return std::to_string(rule.annealing); });
+    checks.expect(rule.annealing >= 0 && rule.annealing <= 1, "rule.annealing",
+                  "a number from 0 to 1", rule.annealing);
 }
 
 /// What a row costs, in multiply-adds of a kernel: a gate may be an exp, and is asked for several
@@ -54,7 +52,7 @@ template <class Gate, class Normaliser>
 void row_weights_forward(executor_ref executor, const const_tensor_ref<3>& logits,
                          const routing_rule<Gate, Normaliser>& rule, const tensor_ref<3>& weights) {
     argument_checks checks("row_weights_forward");
-    row_weights_details::check(checks, logits, rule);
+    row_weights_details::check_arguments(checks, logits, rule);
     checks.output("weights", weights, logits.extents());
     checks.raise();
 
@@ -87,7 +85,7 @@ void row_weights_backward(executor_ref executor, const const_tensor_ref<3>& logi
                           const routing_rule<Gate, Normaliser>& rule,
                           const const_tensor_ref<3>& d_weights, const tensor_ref<3>& d_logits) {
     argument_checks checks("row_weights_backward");
-    row_weights_details::check(checks, logits, rule);
+    row_weights_details::check_arguments(checks, logits, rule);
     checks.input("d_weights", d_weights, logits.extents());
     checks.output("d_logits", d_logits, logits.extents());
     checks.raise();

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
@@ -94,9 +93,7 @@ namespace combining_details {
 
 inline void check_adapters(argument_checks& checks, tensor_view<const weighted_lora, 1> adapters) {
     checks.numbers("adapters", adapters, {any_extent});
-    checks.expect(
-        adapters.extent(0) >= 1, "adapters", [] { return std::string("1 or more"); },
-        [&] { return std::to_string(adapters.extent(0)); });
+    checks.expect(adapters.extent(0) >= 1, "adapters", "1 or more", adapters.extent(0));
 }
 
 /// The matrix a of an adapter, or its b, with the order of elements that PEFT stores.
@@ -163,16 +160,12 @@ inline void concatenate_lora(executor_ref executor, tensor_view<const weighted_l
         const lora& adapter = adapters(i).adapter;
         checks.input("adapters.a", adapter.a, {result.a.extent(0), any_extent});
         checks.input("adapters.b", adapter.b, {adapter.a.extent(1), result.b.extent(1)});
-        checks.expect(
-            std::isfinite(adapters(i).weight * adapter.scale), "adapters.weight",
-            [] { return std::string("a finite product with the scale"); },
-            [&] { return std::to_string(adapters(i).weight * adapter.scale); });
+        checks.expect(std::isfinite(adapters(i).weight * adapter.scale), "adapters.weight",
+                      "a finite product with the scale", adapters(i).weight * adapter.scale);
         ranks += adapter.a.extent(1);
     }
-    checks.expect(
-        ranks == result.a.extent(1), "result.a",
-        [&] { return "a rank of " + std::to_string(ranks) + ", the sum of the adapters'"; },
-        [&] { return std::to_string(result.a.extent(1)); });
+    checks.expect(ranks == result.a.extent(1), "result.a",
+                  joined("a rank of ", ranks, ", the sum of the adapters'"), result.a.extent(1));
     checks.raise();
     index_t first = 0;
     const auto copy = [&](const const_tensor_ref<2>& from, double factor, const tensor_ref<2>& to) {

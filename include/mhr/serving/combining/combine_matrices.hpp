@@ -103,18 +103,14 @@ inline pruning_scratch take_pruning(workspace& memory, index_t matrices,
 
 inline void check_rule(argument_checks& checks, const combining_rule& rule) {
     const bool masked = rule.pruned == pruning::mask;
-    checks.expect(
-        rule.pruned <= pruning::mask, "rule.pruned",
-        [] { return std::string("none, magnitude or mask"); },
-        [&] { return "number " + std::to_string(static_cast<int>(rule.pruned)); });
-    checks.expect(
-        rule.election <= sign_election::frequency, "rule.election",
-        [] { return std::string("none, total or frequency"); },
-        [&] { return "number " + std::to_string(static_cast<int>(rule.election)); });
+    checks.expect(rule.pruned <= pruning::mask, "rule.pruned", "none, magnitude or mask",
+                  joined("number ", static_cast<int>(rule.pruned)));
+    checks.expect(rule.election <= sign_election::frequency, "rule.election",
+                  "none, total or frequency", joined("number ", static_cast<int>(rule.election)));
     checks.expect(
         rule.density <= 1 && (masked ? rule.density > 0 : rule.density >= 0), "rule.density",
         [&] { return std::string(masked ? "a number above 0, up to 1" : "a number from 0 to 1"); },
-        [&] { return std::to_string(rule.density); });
+        rule.density);
 }
 
 /// Checks one of the matrices, whose name is `argument`, with its mask.
@@ -122,9 +118,7 @@ inline void check_source(argument_checks& checks, const combined_matrix& source,
                          const combining_rule& rule, const std::array<index_t, 2>& extents,
                          const char* argument) {
     checks.input(argument, source.matrix, extents);
-    checks.expect(
-        std::isfinite(source.factor), argument, [] { return std::string("a finite weight"); },
-        [&] { return std::to_string(source.factor); });
+    checks.expect(std::isfinite(source.factor), argument, "a finite weight", source.factor);
     if (rule.pruned == pruning::mask && rule.density < 1)
         checks.numbers("keep", source.keep, extents);
 }
@@ -246,9 +240,7 @@ inline void combine_matrices(executor_ref executor, tensor_view<const combined_m
                              workspace scratch) {
     argument_checks checks("combine_matrices");
     checks.numbers("matrices", matrices, {any_extent});
-    checks.expect(
-        matrices.extent(0) >= 1, "matrices", [] { return std::string("1 or more"); },
-        [&] { return std::to_string(matrices.extent(0)); });
+    checks.expect(matrices.extent(0) >= 1, "matrices", "1 or more", matrices.extent(0));
     combining_details::check_rule(checks, rule);
     checks.output("result", result, argument_checks::any_extents<2>());
     element_type sums = result.type();
