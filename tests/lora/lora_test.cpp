@@ -110,6 +110,12 @@ TEST_CASE("ranks that share LoRA sum hidden") {
     }
 }
 
+TEST_CASE("sums of a long batch are added up for all features") {
+    // Several parts of one task, and more features than one part of adding them up takes.
+    adapter_call call(page, call_options{}.with({450, 1, 1, 1, 530, 1100, 2}));
+    check_against_oracle(call);
+}
+
 TEST_CASE("one call serves adapters of different ranks, types and scales: as calls of their own") {
     const contract_sizes sizes{90, 5, 1, 1, 37, 70, 1};
     for (element_type sums : sum_types) {

@@ -208,6 +208,17 @@ TEST_CASE("a module of weight 0 is not read, but its weight has a gradient") {
     }
 }
 
+TEST_CASE("negative weights subtract what positive ones add") {
+    adapter_call call(page, call_options{}.with(usual)), negated(page, call.options);
+    for (adapter_call* each : {&call, &negated})
+        (*each)["y"].fill(0);
+    transform_elements(negated["layer.weights"].ref(), [](double weight) { return -weight; });
+    call.forward();
+    negated.forward();
+    transform_elements(negated["y"].ref(), [](double value) { return 0 - value; });
+    CHECK(same_bits(call, negated, "y"));
+}
+
 TEST_CASE("a weight that is NaN spoils its task, and no other") {
     adapter_call call(page, call_options{}.with(usual)), want(page, call.options);
     set_element(call["layer.weights"].ref(), {0, 1, 0, 2},

@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include <mhr/core/executor.hpp>
 #include <mhr/training/gram.hpp>
 
 #include "support/bad_arguments.hpp"
@@ -54,6 +55,38 @@ TEST_CASE("a block is gathered along its rows, padded to whole partial sums") {
                             REQUIRE(to == want);
                         }
                 }
+}
+
+TEST_CASE("a Gram matrix is a sum over heads of weighted inner products") {
+    // More vectors than a tile, more elements than a chunk, and blocks of every layout.
+    constexpr index_t count = 11, heads = 2, rows = 3, columns = 67;
+    const auto factor = [](index_t s, index_t t, index_t h) {
+        return s + t == 5 ? 0.0 : static_cast<double>((s + t + 1) * (h + 2));
+    };
+    tensor<double, 4> values({count, heads, rows, columns});
+    index_t next = 0;
+    for (double& value : values.values())
+        value = static_cast<double>((next++ * 7) % 11 - 5);
+    tensor<double, 2> want({count, count});
+    for (index_t s = 0; s < count; ++s)
+        for (index_t t = 0; t < count; ++t) {
+            want(s, t) = 1;
+            for (index_t h = 0; h < heads; ++h)
+                for (index_t p = 0; p < rows; ++p)
+                    for (index_t q = 0; q < columns; ++q)
+                        want(s, t) += factor(s, t, h) * values(s, h, p, q) * values(t, h, p, q);
+        }
+    for (layout order :
+         {layout::row_major, layout::padded, layout::column_major, layout::reversed}) {
+        CAPTURE(name_of(order));
+        guarded_buffer<double, 4> vectors(values.extents(), order);
+        transform(values.view(), vectors.view(), [](double value) { return value; });
+        tensor<double, 2> gram({count, count});
+        for (double& value : gram.values())
+            value = 1;
+        gram_details::add_gram(serial_executor{}, vectors.view(), factor, gram.view());
+        CHECK(compare_bitwise(gram.view(), want.view()));
+    }
 }
 
 TEST_CASE("each pair of tiles on or above the diagonal is one part") {

@@ -33,10 +33,10 @@ struct module_gradients {
 
 /// The scratch memory of a backward.
 struct module_scratch {
-    tensor_ref<4> u;         ///< [rows, heads, modules, rank], later weighted d_hidden
-    tensor_ref<4> other;     ///< the same: products that the forward left out, then weighted hidden
-    tensor_ref<2> d_hidden;  ///< [rows, rank]
-    tensor_ref<3> d_weights; ///< [rows, heads, modules]: what each row adds, without the scale
+    tensor_ref<4> u{};     ///< [rows, heads, modules, rank], later weighted d_hidden
+    tensor_ref<4> other{}; ///< the same: products that the forward left out, then weighted hidden
+    tensor_ref<2> d_hidden{};  ///< [rows, rank]
+    tensor_ref<3> d_weights{}; ///< [rows, heads, modules]: what each row adds, without the scale
 
     static module_scratch take(workspace& memory, const batch& rows, const lora_shape& shape,
                                element_type sums) noexcept {

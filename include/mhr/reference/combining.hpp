@@ -26,8 +26,8 @@ void prune_by_magnitude(double density, tensor_view<S, 2> matrix) {
     std::vector<index_t> order(static_cast<std::size_t>(matrix.size()));
     std::iota(order.begin(), order.end(), index_t(0));
     const auto magnitude = [&](index_t i) {
-        using std::abs;
-        return abs(matrix(i / columns, i % columns));
+        const auto value = matrix(i / columns, i % columns);
+        return value < 0 ? -value : value;
     };
     std::stable_sort(order.begin(), order.end(),
                      [&](index_t a, index_t b) { return magnitude(a) > magnitude(b); });
