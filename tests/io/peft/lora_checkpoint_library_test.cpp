@@ -277,10 +277,13 @@ TEST_CASE(
 TEST_CASE("lora_checkpoint_library: layers that do more than y += scale (x a) b are refused") {
     const auto folder =
         std::filesystem::path(MHR_GOLDEN_DEFAULT_DIR).parent_path() / "io" / "peft_files";
-    for (const auto& [name, says] :
+    for (const auto& [key, text] :
          {std::pair<const char*, const char*>{"dora", "with DoRA's magnitude"},
           {"lora_bias", "with a bias"},
           {"lora_embedding_targeted", ", an embedding,"}}) {
+        // Copies, which a lambda can capture.
+        const char* const name = key;
+        const char* const says = text;
         CAPTURE(name);
         std::vector<lora_checkpoint> adapters;
         adapters.emplace_back(folder / name);
