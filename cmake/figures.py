@@ -205,16 +205,19 @@ def check(page, folders, fail):
 def write(page, folders, fail):
     lines, found = blocks_of(page, fail)
     written = 0
+    complete = True
     for name, begin, end in reversed(found):
         folder = folders[name.split()[0]]
         if folder:
             block = BLOCKS[name]
             if block.table(folder).columns != block.columns:
                 fail(f"{page}:{begin + 1}: {name}: the report of {folder} is of another size")
+                complete = False
                 continue
             lines[begin + 1:end] = (block.machine(folder) + block.table(folder).text()).split("\n")
             written += 1
-    page.write_text("\n".join(lines))
+    if complete:
+        page.write_text("\n".join(lines))
     return written
 
 

@@ -83,8 +83,13 @@ void run(options o, const std::vector<library>& all) {
         if (count > o.rows) throw std::runtime_error("--distinct: more than there are requests");
 
     decoder model(o.sizes, o.rows, o.threads, libraries);
-    serving_report result{
-        describe_machine(libraries), {}, o.sizes, o.threads, model.bytes(), {}, {}};
+    serving_report result{describe_machine(libraries),
+                          held_back(libraries),
+                          o.sizes,
+                          o.threads,
+                          model.bytes(),
+                          {},
+                          {}};
     for (const kind_of_adapters& kind : kinds_of_adapters()) {
         const bool chosen = o.kinds.empty() ||
                             std::find(o.kinds.begin(), o.kinds.end(), kind.name) != o.kinds.end();

@@ -590,7 +590,7 @@ MUTANTS = {
     ]),
     "io/peft/layer_tensors.hpp": (["io/peft/lora_checkpoint", "io/peft/peft_files", "io/peft/peft"], [
         ('which == "lora_only" && ends_with', 'which != "lora_only" && ends_with'),
-        ("const std::size_t form = first.part - first.slot;", "const std::size_t form = 0;"),
+        ("? first.part - first.slot : 0;", "? 0 : 0;"),
         ("now.part - now.slot != form", "now.part - now.slot < form"),
         ("its[parts[part].slot] == nullptr", "its[0] == nullptr"),
     ]),

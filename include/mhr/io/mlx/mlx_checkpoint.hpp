@@ -32,7 +32,8 @@
 ///     M.lora_a [in_features, rank], M.lora_b [rank, out_features]    of a layer or an embedding
 ///     M.lora_a [experts, rank, in_features],
 ///     M.lora_b [experts, out_features, rank]                         of experts
-///     M.m [out_features]                                             beside them, with DoRA
+///     M.m [out_features]                                             beside those of a layer, with
+///     DoRA
 /// The scale is the configuration's lora_parameters.scale as it is, whatever the rank. Tensors of
 /// these files are often not aligned: then they are copied.
 
@@ -55,7 +56,8 @@ struct mlx_layer {
 class mlx_checkpoint {
   public:
     /// Opens an adapter's folder. These are refused: what is unreadable or contradictory in its two
-    /// files; whole models (fine_tune_type "full"); a tensor that is no part of an adapted layer.
+    /// files; whole models (fine_tune_type "full"); DoRA of embeddings or of experts; a tensor that
+    /// is no part of an adapted layer.
     explicit mlx_checkpoint(const std::filesystem::path& folder,
                             file_access access = file_access::map)
         : tensors_(folder / "adapters.safetensors", access) {
@@ -84,7 +86,8 @@ class mlx_checkpoint {
 
     /// The adapter of a layer, or of one of its experts, where it lies in the file: a and b of the
     /// file's types, and the scale. These are refused: data that are not aligned, which
-    /// `read_adapter` copies; an expert that there is not (0 of a layer without).
+    /// `read_adapter` copies, or of experts `tensors().read`; an expert that there is not (0 of a
+    /// layer without).
     [[nodiscard]] lora adapter(const mlx_layer& of, index_t expert = 0) const {
         require_expert(of, expert);
         if (of.experts == 0)
@@ -103,9 +106,7 @@ class mlx_checkpoint {
         argument_checks checks("mlx_checkpoint::read_adapter"); // both, before either is written
         checks.output("to.a", to.a, {of.in_features, of.rank});
         checks.output("to.b", to.b, {of.rank, of.out_features});
-        checks.expect(
-            of.experts == 0, "of", [] { return std::string("no layer of experts"); },
-            [&] { return std::to_string(of.experts) + " experts"; });
+        checks.expect(of.experts == 0, "of", "no layer of experts", joined(of.experts, " experts"));
         checks.raise();
         tensors_.read(key(of, ".lora_a"), to.a);
         tensors_.read(key(of, ".lora_b"), to.b);
@@ -124,8 +125,9 @@ class mlx_checkpoint {
 
     static void require_expert(const mlx_layer& of, index_t expert) {
         if (expert < 0 || expert >= (std::max)(of.experts, index_t(1)))
-            raise("mlx: " + in_quotes(of.name) + ": expert: expected one of " +
-                  std::to_string(of.experts) + ", got " + std::to_string(expert));
+            raise("mlx: " + in_quotes(of.name) + ": expert: expected 0" +
+                  (of.experts > 1 ? " to " + std::to_string(of.experts - 1) : std::string()) +
+                  ", got " + std::to_string(expert));
     }
 
     void read_config(const std::string& name, std::string_view text) {
@@ -212,7 +214,9 @@ class mlx_checkpoint {
         if (dora_) {
             const safetensors_tensor& m = tensors_.tensor(name_of_m);
             if (of_experts || m.rank != 1 || m.extents[0] != out_features)
-                tensors_.fail(name_of_m, "a magnitude for each output of a layer without experts",
+                tensors_.fail(name_of_m,
+                              "a magnitude for each output of a linear layer (DoRA of embeddings "
+                              "and of experts is not read)",
                               safetensors_details::extents_text(m), m.first);
             (void)type_of(name_of_m, m);
         }

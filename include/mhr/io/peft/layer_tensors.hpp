@@ -209,8 +209,10 @@ class peft_tensors {
         for (std::size_t i = 0; i < found_.size();) {
             const entry& first = found_[i];
             of_layer its{};
-            // Parts of one form follow each other, each form beginning with slot 0.
-            const std::size_t form = first.part - first.slot;
+            // Parts of one form follow each other, each form beginning with slot 0. An optional
+            // part belongs to any form.
+            const std::size_t form =
+                parts[first.part].is == presence::required ? first.part - first.slot : 0;
             for (; i < found_.size() && found_[i].name == first.name; ++i) {
                 const entry& now = found_[i];
                 if (parts[now.part].is == presence::required && now.part - now.slot != form)

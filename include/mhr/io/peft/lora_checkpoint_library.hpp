@@ -46,9 +46,9 @@ class lora_checkpoint_library {
         index_t adapters;      ///< how many of them have it: zeros stand for the others
     };
 
-    /// These are refused: no adapter; adapters that differ in the features of a layer; one with
-    /// tensors beside its layers (lora_checkpoint::saved), unless `beside` says that they may be
-    /// left out.
+    /// These are refused: no adapter; adapters that differ in the features of a layer; a layer of
+    /// an embedding, or with DoRA's magnitude or a bias; one with tensors beside its layers
+    /// (lora_checkpoint::saved), unless `beside` says that they may be left out.
     explicit lora_checkpoint_library(const std::vector<lora_checkpoint>& adapters,
                                      saved_tensors beside = saved_tensors::refuse)
         : adapters_(adapters) {
