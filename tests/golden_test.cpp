@@ -23,6 +23,7 @@
 #include "support/golden_arrow_checks.hpp"
 #include "support/golden_case.hpp"
 #include "support/golden_checkpoint_checks.hpp"
+#include "support/golden_dora_checks.hpp"
 #include "support/golden_ia3_checks.hpp"
 #include "support/golden_lora_checks.hpp"
 #include "support/golden_merge_checks.hpp"
@@ -56,11 +57,12 @@ const std::vector<kind_row> first_kinds{
     {"anneal_schedule", check_anneal_schedule, nullptr},
     {"stats", check_statistics<double>, check_statistics<float>},
 };
-/// Those of routers of rows and of combined adapters, in golden2/.
+/// Those of routers of rows, of combined adapters and of DoRA, in golden2/.
 const std::vector<kind_row> second_kinds{
     {"arrow", check_arrow<double>, check_arrow<float>},
     {"row_routing", check_row_routing<double>, check_row_routing<float>},
     {"merge", check_merge<double>, check_merge<float>},
+    {"dora", check_dora<double>, check_dora<float>},
 };
 
 // Flags of the router. A case has those of its variant, and no others.
@@ -105,6 +107,7 @@ std::set<std::string> words_of(const std::string& text) {
 /// The variants of the second kinds.
 const std::set<std::string> second_variants{"",
                                             "peft",
+                                            "init",
                                             "mttl_svd",
                                             "gate_mixlora",
                                             "gate_mttl_rkhs",
@@ -138,7 +141,7 @@ const std::set<std::string> second_computed_from = words_of(
     "global_scaling_weight layer_number n_layers ranks lora_bias hidden_size depth "
     "layerwise_scalings enable_softmax input_norm proto_norm scaling layer_norm_eps "
     "combination_type majority_sign_method density use_rslora merged_rank merged_alpha "
-    "merged_scaling");
+    "merged_scaling lora_alpha bias");
 const std::set<std::string> second_only_told =
     words_of("case kind variant source rng_seed worst_cosine tiny_B scalings_style style alphas");
 
