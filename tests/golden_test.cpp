@@ -26,6 +26,7 @@
 #include "support/golden_dora_checks.hpp"
 #include "support/golden_ia3_checks.hpp"
 #include "support/golden_lora_checks.hpp"
+#include "support/golden_lora_list_checks.hpp"
 #include "support/golden_merge_checks.hpp"
 #include "support/golden_routing_checks.hpp"
 #include "support/golden_row_routing_checks.hpp"
@@ -57,12 +58,14 @@ const std::vector<kind_row> first_kinds{
     {"anneal_schedule", check_anneal_schedule, nullptr},
     {"stats", check_statistics<double>, check_statistics<float>},
 };
-/// Those of routers of rows, of combined adapters and of DoRA, in golden2/.
+/// Those of routers of rows, of combined adapters, of DoRA and of lists of adapters, in golden2/.
 const std::vector<kind_row> second_kinds{
     {"arrow", check_arrow<double>, check_arrow<float>},
     {"row_routing", check_row_routing<double>, check_row_routing<float>},
     {"merge", check_merge<double>, check_merge<float>},
     {"dora", check_dora<double>, check_dora<float>},
+    {"lora_bias", check_lora_bias<double>, check_lora_bias<float>},
+    {"mixed_batch", check_mixed_batch<double>, check_mixed_batch<float>},
 };
 
 // Flags of the router. A case has those of its variant, and no others.

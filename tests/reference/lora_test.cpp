@@ -193,3 +193,28 @@ TEST_CASE("gradients of DoRA against complex step") {
         d_adapted(1, o) *= quotients(0, o);
     CHECK_FALSE(compare(d_adapted.view(), step_adapted.view(), sizes.view(), within<double>(8)));
 }
+
+TEST_CASE("gradients of a bias on B against complex step") {
+    const std::array<index_t, 6> adapter{1, -1, 0, 1, 1, 0};
+    const tensor_view<const index_t, 1> adapter_of_row(adapter.data(), {6});
+    random_source random(37);
+    tensor<double, 2> bias({2, 4}), d_y({6, 4}), d_bias({2, 4}), sizes({2, 4});
+    random.fill(bias.view());
+    random.fill(d_y.view());
+    for (double& size : sizes.values())
+        size = 3;
+    reference::lora_bias_backward<double>(adapter_of_row, 0.375, d_y.const_view(), d_bias.view());
+    auto cb = copy_as<complex>(bias.view());
+    const auto f = [&] {
+        tensor<complex, 2> y({6, 4});
+        reference::lora_bias_forward<complex>(adapter_of_row, cb.const_view(), complex(0.375),
+                                              y.view());
+        return contract<complex>(y.view(), d_y.view());
+    };
+    const auto step = complex_step_gradient(f, cb.view());
+    CHECK(compare(d_bias.view(), step.view(), sizes.view(), within<double>(8)));
+    // Planted: the scale dropped.
+    for (double& value : d_bias.values())
+        value /= 0.375;
+    CHECK_FALSE(compare(d_bias.view(), step.view(), sizes.view(), within<double>(8)));
+}

@@ -67,7 +67,7 @@ class every_kernel {
         add_routed_lora();
         add_output_mixed_lora();
         add_row_routed_lora();
-        add_dora();
+        add_bias_and_dora();
         add_ia3();
         add_merging();
         add_library();
@@ -389,7 +389,7 @@ class every_kernel {
         });
     }
 
-    void add_dora() {
+    void add_bias_and_dora() {
         const auto base_weight = make<2>(stored_, {out, in}, of_modules_);
         const auto magnitude = make<1>(stored_, {out}, of_modules_);
         const auto quotient = make_gradient<1>({out}), inverse_norm = make_gradient<1>({out});
@@ -408,6 +408,16 @@ class every_kernel {
             std::vector<tensor_ref<1>>{d_magnitude, {}});
         memory_.insert(memory_.end(), {doras, numbers, magnitudes});
         const dora_list list{doras->data(), 2, {numbers->data(), {plan_.entries()}}};
+        const auto biases = std::make_shared<std::vector<lora_bias>>(
+            std::vector<lora_bias>{{magnitude, scale}, {}});
+        memory_.push_back(biases);
+        const lora_bias_list list_of_biases{biases->data(), 2, list.adapter_of_entry};
+        add_one_phase("lora_bias_forward", [=, &all = *this](executor_ref executor) {
+            lora_bias_forward(all.on(executor), list_of_biases, all.y_);
+        });
+        add_one_phase("lora_bias_backward", [=, &all = *this](executor_ref executor) {
+            lora_bias_backward(all.on(executor), list_of_biases, all.d_y_, magnitudes->data());
+        });
         add_one_phase("dora_quotient", [=](executor_ref executor) {
             dora_quotient(executor, base_weight, adapter, magnitude, quotient);
         });

@@ -25,6 +25,7 @@
 ///     ...
 ///     y = x W^T, without the bias                     // the host's own
 ///     lora_forward(rows, loras, x, y, state);         // for LoRA and DoRA alike
+///     lora_bias_forward(rows, {biases, count}, y);    // if adapters have biases on B
 ///     dora_forward(rows, {doras, count}, y, y);       // rows of LoRA, or of no task, keep their y
 ///     y += the bias                                   // the host's own: DoRA does not scale it
 ///
@@ -152,20 +153,7 @@ inline void check_list(argument_checks& checks, const batch& rows, const dora_li
                        const const_tensor_ref<2>& adapted) {
     const index_t entries = rows.plan.entries();
     checks.input("adapted", adapted, {rows.plan.rows(), any_extent});
-    const auto& map = adapters.adapter_of_entry;
-    if (map.absent()) {
-        checks.expect(adapters.count == entries, "adapters",
-                      joined(entries, " adapters, one for each entry of the plan (or numbers of "
-                                      "those that the entries use)"),
-                      adapters.count);
-    } else {
-        checks.numbers("adapters.adapter_of_entry", map, {entries});
-        for (index_t entry = 0; checks.passed() && entry < entries; ++entry)
-            checks.expect(map(entry) >= 0 && map(entry) < adapters.count,
-                          "adapters.adapter_of_entry",
-                          joined("numbers from 0 to ", adapters.count - 1),
-                          joined(map(entry), " at position ", entry));
-    }
+    lora_details::check_numbers(checks, entries, adapters.count, adapters.adapter_of_entry);
     for (index_t entry = 0; checks.passed() && entry < entries; ++entry) {
         const dora& adapter = adapters.adapters[adapter_of(adapters, entry)];
         if (!adapter.quotient.absent())

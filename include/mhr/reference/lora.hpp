@@ -53,6 +53,24 @@ void lora_backward(tensor_view<const index_t, 1> adapter_of_row, tensor_view<con
     }
 }
 
+/// y[row, o] += scale bias[t, o] with t = adapter_of_row[row]; rows with a negative t keep their y.
+template <class S>
+void lora_bias_forward(tensor_view<const index_t, 1> adapter_of_row, tensor_view<const S, 2> bias,
+                       S scale, tensor_view<S, 2> y) {
+    for (index_t row = 0; row < y.extent(0); ++row)
+        for (index_t o = 0; o < y.extent(1); ++o)
+            if (adapter_of_row(row) >= 0) y(row, o) += scale * bias(adapter_of_row(row), o);
+}
+
+/// The partial derivatives of sum(y d_y) by the biases, which are added.
+template <class S>
+void lora_bias_backward(tensor_view<const index_t, 1> adapter_of_row, S scale,
+                        tensor_view<const S, 2> d_y, tensor_view<S, 2> d_bias) {
+    for (index_t row = 0; row < d_y.extent(0); ++row)
+        for (index_t o = 0; o < d_y.extent(1); ++o)
+            if (adapter_of_row(row) >= 0) d_bias(adapter_of_row(row), o) += scale * d_y(row, o);
+}
+
 /// quotient[o] = magnitude[o] / || base_weight[o] + scale sum over k of b[k, o] a[:, k] ||.
 template <class S>
 void dora_quotient(tensor_view<const S, 2> base_weight, tensor_view<const S, 2> a,
