@@ -108,15 +108,15 @@ bool same_bits(const guarded_tensor<Rank>& got, const guarded_tensor<Rank>& want
 TEST_CASE("the quotient of DoRA agrees with the oracle, for every type, layout and awkward size") {
     const std::array<std::array<index_t, 3>, 6> sizes{
         {{1, 1, 1}, {7, 5, 2}, {131, 17, 3}, {128, 16, 16}, {257, 33, 19}, {3, 37, 40}}};
-    for (const auto& [in, out, rank] : sizes)
+    for (const auto& size : sizes)
         for (type of_weight : all_element_types)
             for (type of_adapter : all_element_types)
                 for (layout order : all_layouts) {
-                    CAPTURE(in);
+                    CAPTURE(size[0]);
                     CAPTURE(std::string(name_of(of_weight)));
                     CAPTURE(std::string(name_of(of_adapter)));
                     CAPTURE(name_of(order));
-                    quotient_problem p(in, out, rank, of_weight, of_adapter, order);
+                    quotient_problem p(size[0], size[1], size[2], of_weight, of_adapter, order);
                     const auto want = p.want(values_as<wide>(p.magnitude.ref()));
                     p.run();
                     check_near(p.quotient, want, type::f32, 16);
