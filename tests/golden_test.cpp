@@ -23,8 +23,10 @@
 #include "support/golden_arrow_checks.hpp"
 #include "support/golden_case.hpp"
 #include "support/golden_checkpoint_checks.hpp"
+#include "support/golden_dora_checks.hpp"
 #include "support/golden_ia3_checks.hpp"
 #include "support/golden_lora_checks.hpp"
+#include "support/golden_lora_list_checks.hpp"
 #include "support/golden_merge_checks.hpp"
 #include "support/golden_routing_checks.hpp"
 #include "support/golden_row_routing_checks.hpp"
@@ -56,11 +58,14 @@ const std::vector<kind_row> first_kinds{
     {"anneal_schedule", check_anneal_schedule, nullptr},
     {"stats", check_statistics<double>, check_statistics<float>},
 };
-/// Those of routers of rows and of combined adapters, in golden2/.
+/// Those of routers of rows, of combined adapters, of DoRA and of lists of adapters, in golden2/.
 const std::vector<kind_row> second_kinds{
     {"arrow", check_arrow<double>, check_arrow<float>},
     {"row_routing", check_row_routing<double>, check_row_routing<float>},
     {"merge", check_merge<double>, check_merge<float>},
+    {"dora", check_dora<double>, check_dora<float>},
+    {"lora_bias", check_lora_bias<double>, check_lora_bias<float>},
+    {"mixed_batch", check_mixed_batch<double>, check_mixed_batch<float>},
 };
 
 // Flags of the router. A case has those of its variant, and no others.
@@ -105,6 +110,7 @@ std::set<std::string> words_of(const std::string& text) {
 /// The variants of the second kinds.
 const std::set<std::string> second_variants{"",
                                             "peft",
+                                            "init",
                                             "mttl_svd",
                                             "gate_mixlora",
                                             "gate_mttl_rkhs",
@@ -138,7 +144,7 @@ const std::set<std::string> second_computed_from = words_of(
     "global_scaling_weight layer_number n_layers ranks lora_bias hidden_size depth "
     "layerwise_scalings enable_softmax input_norm proto_norm scaling layer_norm_eps "
     "combination_type majority_sign_method density use_rslora merged_rank merged_alpha "
-    "merged_scaling");
+    "merged_scaling lora_alpha bias");
 const std::set<std::string> second_only_told =
     words_of("case kind variant source rng_seed worst_cosine tiny_B scalings_style style alphas");
 

@@ -19,6 +19,7 @@
 #include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/tensor_view.hpp>
 #include <mhr/core/workspace.hpp>
+#include <mhr/dora/dora.hpp>
 #include <mhr/ia3/ia3.hpp>
 #include <mhr/ia3/routed_ia3.hpp>
 #include <mhr/lora/adapters.hpp>

@@ -125,3 +125,96 @@ TEST_CASE("gradients of LoRA against complex step") {
         value /= scale;
     CHECK_FALSE(compare(d_b.view(), step_b.view(), b_magnitudes.view(), within<double>(8)));
 }
+
+TEST_CASE("the quotient of DoRA, by hand") {
+    tensor<double, 2> base_weight({1, 2}), a({2, 1}), b({1, 1});
+    base_weight.values() = {1, 2};
+    a.values() = {4, 4};
+    b.values() = {2};
+    tensor<double, 1> magnitude({1}), quotient({1});
+    magnitude.values() = {10};
+    // (1, 2) + 0.25 2 (4, 4) = (3, 4), whose norm is 5.
+    reference::dora_quotient<double>(base_weight.const_view(), a.const_view(), b.const_view(), 0.25,
+                                     magnitude.const_view(), quotient.view());
+    CHECK(quotient(0) == 2);
+}
+
+TEST_CASE("gradients of DoRA against complex step") {
+    const std::array<index_t, 6> adapter{1, -1, 0, 1, 1, 0};
+    const tensor_view<const index_t, 1> adapter_of_row(adapter.data(), {6});
+    random_source random(31);
+    tensor<double, 2> base_weight({4, 5}), a({5, 3}), b({3, 4}), adapted({6, 4}), d_y({6, 4}),
+        magnitudes({2, 4}), ones({2, 4}), quotients({2, 4}), inverse_norms({2, 4});
+    for (auto* each : {&base_weight, &a, &b, &adapted, &d_y, &magnitudes})
+        random.fill(each->view());
+    for (double& one : ones.values())
+        one = 1;
+    // Both adapters have the same a and b, and a magnitude of their own.
+    for (index_t t : {0, 1}) {
+        reference::dora_quotient<double>(base_weight.const_view(), a.const_view(), b.const_view(),
+                                         0.5, magnitudes.const_view().slice(0, t),
+                                         quotients.view().slice(0, t));
+        reference::dora_quotient<double>(base_weight.const_view(), a.const_view(), b.const_view(),
+                                         0.5, ones.const_view().slice(0, t),
+                                         inverse_norms.view().slice(0, t));
+    }
+    tensor<double, 2> d_adapted(adapted.extents()), d_magnitudes(magnitudes.extents());
+    reference::dora_backward<double>(adapter_of_row, adapted.const_view(), quotients.const_view(),
+                                     inverse_norms.const_view(), d_y.const_view(), d_adapted.view(),
+                                     d_magnitudes.view());
+
+    const auto cw = copy_as<complex>(base_weight.view()), ca = copy_as<complex>(a.view()),
+               cb = copy_as<complex>(b.view());
+    auto cadapted = copy_as<complex>(adapted.view());
+    auto cmagnitudes = copy_as<complex>(magnitudes.view());
+    const auto f = [&] {
+        tensor<complex, 2> y({6, 4}), c({2, 4});
+        for (index_t t : {0, 1})
+            reference::dora_quotient<complex>(cw.const_view(), ca.const_view(), cb.const_view(),
+                                              complex(0.5), cmagnitudes.const_view().slice(0, t),
+                                              c.view().slice(0, t));
+        reference::dora_forward<complex>(adapter_of_row, cadapted.const_view(), c.const_view(),
+                                         y.view());
+        return contract<complex>(y.view(), d_y.view());
+    };
+    const auto step_adapted = complex_step_gradient(f, cadapted.view());
+    const auto step_magnitudes = complex_step_gradient(f, cmagnitudes.view());
+    tensor<double, 2> sizes(adapted.extents()), magnitude_sizes(magnitudes.extents());
+    for (double& size : sizes.values())
+        size = 4;
+    for (double& size : magnitude_sizes.values())
+        size = 4;
+    CHECK(compare(d_adapted.view(), step_adapted.view(), sizes.view(), within<double>(8)));
+    CHECK(compare(d_magnitudes.view(), step_magnitudes.view(), magnitude_sizes.view(),
+                  within<double>(8)));
+
+    // Planted: the row of no task scaled.
+    for (index_t o = 0; o < 4; ++o)
+        d_adapted(1, o) *= quotients(0, o);
+    CHECK_FALSE(compare(d_adapted.view(), step_adapted.view(), sizes.view(), within<double>(8)));
+}
+
+TEST_CASE("gradients of a bias on B against complex step") {
+    const std::array<index_t, 6> adapter{1, -1, 0, 1, 1, 0};
+    const tensor_view<const index_t, 1> adapter_of_row(adapter.data(), {6});
+    random_source random(37);
+    tensor<double, 2> bias({2, 4}), d_y({6, 4}), d_bias({2, 4}), sizes({2, 4});
+    random.fill(bias.view());
+    random.fill(d_y.view());
+    for (double& size : sizes.values())
+        size = 3;
+    reference::lora_bias_backward<double>(adapter_of_row, 0.375, d_y.const_view(), d_bias.view());
+    auto cb = copy_as<complex>(bias.view());
+    const auto f = [&] {
+        tensor<complex, 2> y({6, 4});
+        reference::lora_bias_forward<complex>(adapter_of_row, cb.const_view(), complex(0.375),
+                                              y.view());
+        return contract<complex>(y.view(), d_y.view());
+    };
+    const auto step = complex_step_gradient(f, cb.view());
+    CHECK(compare(d_bias.view(), step.view(), sizes.view(), within<double>(8)));
+    // Planted: the scale dropped.
+    for (double& value : d_bias.values())
+        value /= 0.375;
+    CHECK_FALSE(compare(d_bias.view(), step.view(), sizes.view(), within<double>(8)));
+}

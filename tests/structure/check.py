@@ -16,10 +16,11 @@ import sys
 # A header includes only its own floor or lower ones.
 FLOORS = {
     "core": 0, "kernels": 1, "reference": 1, "compiled": 1, "batch": 2, "routing": 2, "lora": 3,
-    "ia3": 3, "serving": 4, "training": 4, "io": 4, "hosts": 5,
+    "ia3": 3, "dora": 3, "serving": 4, "training": 4, "io": 4, "hosts": 5,
 }
 # What mhr.hpp includes all of.
-UMBRELLA = ("core", "batch", "routing", "lora", "ia3", "serving", "training")
+UMBRELLA = ("core", "batch", "routing", "lora", "ia3", "dora", "serving",
+            "training")
 # Headers that no test of their own name belongs to, and why.
 UNTESTED = {
     "mhr/compiled/kernel_table.hpp": "a table that the tests with mhr::compiled go through",

@@ -67,6 +67,7 @@ class every_kernel {
         add_routed_lora();
         add_output_mixed_lora();
         add_row_routed_lora();
+        add_bias_and_dora();
         add_ia3();
         add_merging();
         add_library();
@@ -385,6 +386,50 @@ class every_kernel {
         add("row_routed_lora_backward", [=, &all = *this](executor_ref executor) {
             row_routed_lora_backward(all.on(executor), layer, all.x_, all.d_y_, state,
                                      {all.d_x_, all.d_a_, all.d_b_, d_weights}, memory);
+        });
+    }
+
+    void add_bias_and_dora() {
+        const auto base_weight = make<2>(stored_, {out, in}, of_modules_);
+        const auto magnitude = make<1>(stored_, {out}, of_modules_);
+        const auto quotient = make_gradient<1>({out}), inverse_norm = make_gradient<1>({out});
+        const auto d_magnitude = make_gradient<1>({out});
+        const auto y = make<2>(stored_, {rows, out}, of_rows_);
+        const auto d_adapted = make_gradient<2>({rows, out});
+        const lora adapter{make<2>(stored_, {in, rank}, of_modules_),
+                           make<2>(stored_, {rank, out}, of_modules_), scale};
+        // The last entry has plain LoRA, the others share an adapter.
+        const auto entries = static_cast<std::size_t>(plan_.entries());
+        const auto doras =
+            std::make_shared<std::vector<dora>>(std::vector<dora>{{quotient, inverse_norm}, {}});
+        const auto numbers = std::make_shared<std::vector<index_t>>(entries, 0);
+        numbers->back() = 1;
+        const auto magnitudes = std::make_shared<std::vector<tensor_ref<1>>>(
+            std::vector<tensor_ref<1>>{d_magnitude, {}});
+        memory_.insert(memory_.end(), {doras, numbers, magnitudes});
+        const dora_list list{doras->data(), 2, {numbers->data(), {plan_.entries()}}};
+        const auto biases = std::make_shared<std::vector<lora_bias>>(
+            std::vector<lora_bias>{{magnitude, scale}, {}});
+        memory_.push_back(biases);
+        const lora_bias_list list_of_biases{biases->data(), 2, list.adapter_of_entry};
+        add_one_phase("lora_bias_forward", [=, &all = *this](executor_ref executor) {
+            lora_bias_forward(all.on(executor), list_of_biases, all.y_);
+        });
+        add_one_phase("lora_bias_backward", [=, &all = *this](executor_ref executor) {
+            lora_bias_backward(all.on(executor), list_of_biases, all.d_y_, magnitudes->data());
+        });
+        add_one_phase("dora_quotient", [=](executor_ref executor) {
+            dora_quotient(executor, base_weight, adapter, magnitude, quotient);
+        });
+        add_one_phase("dora_quotient, of 1", [=](executor_ref executor) {
+            dora_quotient(executor, base_weight, adapter, {}, inverse_norm);
+        });
+        add_one_phase("dora_forward", [=, &all = *this](executor_ref executor) {
+            dora_forward(all.on(executor), list, all.y_, y);
+        });
+        add_one_phase("dora_backward", [=, &all = *this](executor_ref executor) {
+            dora_backward(all.on(executor), list, all.y_, all.d_y_,
+                          {d_adapted, magnitudes->data()});
         });
     }
 

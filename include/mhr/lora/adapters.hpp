@@ -174,6 +174,29 @@ inline index_t largest_rank(const batch_plan& plan, const lora_list& adapters) n
     return rank;
 }
 
+/// Checks that each entry has one of `count` adapters, by number, or by its place if there are no
+/// numbers. A batch of the base model alone has no entry and needs neither: the numbers of an empty
+/// list may have no memory.
+inline void check_numbers(argument_checks& checks, index_t entries, index_t count,
+                          const tensor_view<const index_t, 1>& adapter_of_entry) {
+    if (adapter_of_entry.absent()) {
+        checks.expect(
+            count == entries || entries == 0, "adapters",
+            joined(entries,
+                   " adapters, one for each entry of the plan (or numbers of those that the "
+                   "entries use)"),
+            count);
+        return;
+    }
+    checks.numbers("adapters.adapter_of_entry", adapter_of_entry, {entries});
+    for (index_t entry = 0; checks.passed() && entry < entries; ++entry) {
+        const index_t number = adapter_of_entry(entry);
+        checks.expect(number >= 0 && number < count, "adapters.adapter_of_entry",
+                      joined("numbers from 0 to ", count - 1),
+                      joined(number, " at position ", entry));
+    }
+}
+
 /// Checks that each entry has an adapter of these in_features, and returns their out_features,
 /// which must be those of the first one: `any_extent` if there is none.
 inline index_t check_adapters(argument_checks& checks, const batch_plan& plan,
@@ -185,22 +208,8 @@ inline index_t check_adapters(argument_checks& checks, const batch_plan& plan,
         checks.input("adapters.b", b, {entries, a.extent(2), any_extent});
         return b.extent(2);
     }
-    const auto map = adapters.adapter_of_entry();
-    if (!map.absent()) {
-        checks.numbers("adapters.adapter_of_entry", map, {entries});
-        for (index_t entry = 0; checks.passed() && entry < entries; ++entry)
-            checks.expect(map(entry) >= 0 && map(entry) < adapters.size(),
-                          "adapters.adapter_of_entry",
-                          joined("numbers from 0 to ", adapters.size() - 1),
-                          joined(map(entry), " at position ", entry));
-    } else if (!adapters.is_single()) {
-        checks.expect(
-            adapters.size() == entries, "adapters",
-            joined(entries,
-                   " adapters, one for each entry of the plan (or numbers of those that the "
-                   "entries use)"),
-            adapters.size());
-    }
+    if (!adapters.is_single())
+        check_numbers(checks, entries, adapters.size(), adapters.adapter_of_entry());
     const index_t used = adapters.is_single() ? 1 : entries;
     index_t out_features = any_extent;
     for (index_t entry = 0; checks.passed() && entry < used; ++entry) {

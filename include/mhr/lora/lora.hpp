@@ -1,18 +1,23 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 
 #include <mhr/batch/batch.hpp>
 #include <mhr/core/argument_checks.hpp>
+#include <mhr/core/element_access.hpp>
+#include <mhr/core/sums.hpp>
 #include <mhr/core/tensor_ref.hpp>
 #include <mhr/core/workspace.hpp>
+#include <mhr/kernels/kernels.hpp>
 #include <mhr/lora/adapters.hpp>
 #include <mhr/lora/passes.hpp>
 
 /// \file
 /// LoRA with ready adapters: what MHR-mu fine-tunes, and what serves tasks that were mixed before.
-/// lora/routed_lora.hpp does the mixing as well.
+/// lora/routed_lora.hpp does the mixing as well. A bias on B (PEFT's lora_bias) is a call of its
+/// own after lora_forward, so that layers without one do not pay for it.
 
 namespace mhr {
 
@@ -25,6 +30,19 @@ struct lora_state {
 struct lora_gradients {
     tensor_ref<2> x{};              ///< [rows, in_features]
     lora_list_gradients adapters{}; ///< one for each adapter of the list
+};
+
+/// The bias on B of one adapter; an adapter without has an absent one.
+struct lora_bias {
+    const_tensor_ref<1> bias{}; ///< [out_features]
+    double scale = 1;           ///< that of the adapter
+};
+
+/// The biases of the adapters of a list, in its order. The arrays must outlive this.
+struct lora_bias_list {
+    const lora_bias* biases;                             ///< as many as the next says
+    index_t count;                                       ///< of the adapters
+    tensor_view<const index_t, 1> adapter_of_entry = {}; ///< if absent, entry g uses biases[g]
 };
 
 inline namespace MHR_ISA {
@@ -89,6 +107,33 @@ inline void lora_backward(const batch& rows, const lora_list& adapters,
                           const lora_state& state, const lora_gradients& gradients,
                           workspace scratch);
 
+/// Why lora_bias_forward would refuse these arguments, or nothing.
+inline std::string why_not(const batch& rows, const lora_bias_list& adapters,
+                           const tensor_ref<2>& y);
+
+/// y[row] += scale bias for every row whose adapter has a bias: with lora_forward,
+/// y += scale ((x a) b + bias), as PEFT's lora_bias. It is computed in f64 if y or the bias is f64,
+/// else in f32.
+///
+/// y [rows, out_features] accumulates. Rows of no task, and of adapters without, keep their y. Of
+/// ranks that share a layer, each adds the bias of the output features that it holds.
+///
+/// It has one phase. These are refused: shapes that do not fit; a number of an adapter that is not
+/// in the list; a y two of whose elements overlap. The cost is rows out_features multiply-adds.
+inline void lora_bias_forward(const batch& rows, const lora_bias_list& adapters,
+                              const tensor_ref<2>& y);
+
+/// The backward of lora_bias_forward:
+///     gradients[n] += scale sum over the rows of adapter n of d_y[row]
+///
+/// d_y [rows, out_features]; gradients has one element [out_features] for each adapter of the list,
+/// which may be absent. Entries that share an adapter add to its gradient in their order.
+///
+/// It has one phase. These are refused: what the forward refuses; gradients whose shapes do not
+/// fit, or two of whose elements overlap. The cost is rows out_features multiply-adds.
+inline void lora_bias_backward(const batch& rows, const lora_bias_list& adapters,
+                               const const_tensor_ref<2>& d_y, const tensor_ref<1>* gradients);
+
 namespace lora_details {
 
 /// Checks what forward and backward have in common, and returns the adapters' out_features.
@@ -116,7 +161,61 @@ inline argument_checks check_lora_forward(const batch& rows, const lora_list& ad
     return checks;
 }
 
+/// The number of the adapter of an entry.
+inline index_t adapter_of(const lora_bias_list& adapters, index_t entry) noexcept {
+    return adapters.adapter_of_entry.absent() ? entry : adapters.adapter_of_entry(entry);
+}
+
+inline void check_biases(argument_checks& checks, const batch& rows, const lora_bias_list& adapters,
+                         index_t out_features) {
+    check_numbers(checks, rows.plan.entries(), adapters.count, adapters.adapter_of_entry);
+    for (index_t entry = 0; checks.passed() && entry < rows.plan.entries(); ++entry) {
+        const const_tensor_ref<1>& bias = adapters.biases[adapter_of(adapters, entry)].bias;
+        if (!bias.absent()) checks.input("adapters.bias", bias, {out_features});
+    }
+}
+
+inline argument_checks check_bias_forward(const batch& rows, const lora_bias_list& adapters,
+                                          const tensor_ref<2>& y) {
+    argument_checks checks("lora_bias_forward");
+    checks.output("y", y, {rows.plan.rows(), any_extent});
+    check_biases(checks, rows, adapters, y.extent(1));
+    return checks;
+}
+
+/// Output features whose sums over rows are one part of the work.
+inline constexpr index_t features_of_bias = 128;
+
+/// Calls `f` with a matrix of this many rows and columns, all of whose elements are one 1.
+template <class Function>
+void with_ones(element_type sums, index_t rows, index_t columns, Function&& f) noexcept {
+    with_sums(sums, [&](auto one) {
+        one = 1;
+        f(const_tensor_ref<2>(&one, element_type_of_v<decltype(one)>, {rows, columns}, {0, 0}));
+    });
+}
+
+/// Adds the gradient of the bias of one entry, for `count` output features from `first` on.
+template <class A>
+void add_to_bias(const row_set& numbers, double scale, const const_tensor_ref<2>& d_y,
+                 const tensor_ref<1>& gradient) noexcept {
+    A totals[static_cast<std::size_t>(features_of_bias)] = {};
+    const index_t count = d_y.extent(1);
+    const tensor_ref<1> sums(totals, {count});
+    with_ones(sums.type(), d_y.extent(0), count, [&](const const_tensor_ref<2>& ones) {
+        kernels::add_products_of_rows(numbers, ones, d_y, sums, sums.type());
+    });
+    for (index_t o = 0; o < count; ++o)
+        write_element(read_element(gradient, o) + scale * static_cast<double>(totals[o]), gradient,
+                      o);
+}
+
 } // namespace lora_details
+
+inline std::string why_not(const batch& rows, const lora_bias_list& adapters,
+                           const tensor_ref<2>& y) {
+    return lora_details::check_bias_forward(rows, adapters, y).why();
+}
 
 inline std::string why_not(const batch& rows, const lora_list& adapters,
                            const const_tensor_ref<2>& x, const tensor_ref<2>& y,
@@ -150,6 +249,51 @@ inline void lora_backward(const batch& rows, const lora_list& adapters,
         rows, adapters, {x, d_y, state.hidden, gradients.x}, wanted,
         lora_details::backward_scratch::take(scratch, rows.plan, adapters, state.hidden.type()));
     lora_details::add_to_gradients(rows, adapters, sums, gradients.adapters);
+}
+
+inline void lora_bias_forward(const batch& rows, const lora_bias_list& adapters,
+                              const tensor_ref<2>& y) {
+    lora_details::check_bias_forward(rows, adapters, y).raise();
+    const auto& blocks = rows.plan.data().blocks;
+    rows.executor.run(static_cast<index_t>(blocks.size()), [&](index_t block) noexcept {
+        const auto& range = blocks[static_cast<std::size_t>(block)];
+        const lora_bias& adapter = adapters.biases[lora_details::adapter_of(adapters, range.entry)];
+        if (adapter.bias.absent()) return;
+        // A product with a hidden of 1.
+        lora_details::with_ones(sums_of(y.type(), adapter.bias.type()), rows.plan.rows(), 1,
+                                [&](const const_tensor_ref<2>& ones) {
+                                    kernels::expand(lora_details::rows_of(rows.plan, range), ones,
+                                                    adapter.bias.prepend_axis(), adapter.scale, y);
+                                });
+    });
+}
+
+inline void lora_bias_backward(const batch& rows, const lora_bias_list& adapters,
+                               const const_tensor_ref<2>& d_y, const tensor_ref<1>* gradients) {
+    argument_checks checks("lora_bias_backward");
+    checks.input("d_y", d_y, {rows.plan.rows(), any_extent});
+    const index_t out_features = d_y.extent(1);
+    lora_details::check_biases(checks, rows, adapters, out_features);
+    const index_t entries = gradients == nullptr ? 0 : rows.plan.entries();
+    for (index_t entry = 0; checks.passed() && entry < entries; ++entry)
+        checks.optional_output("gradients", gradients[lora_details::adapter_of(adapters, entry)],
+                               {out_features});
+    checks.raise();
+    constexpr index_t size = lora_details::features_of_bias;
+    rows.executor.run((out_features + size - 1) / size, [&](index_t part) noexcept {
+        const index_t first = part * size;
+        const index_t count = (std::min)(size, out_features - first);
+        for (index_t entry = 0; entry < entries; ++entry) {
+            const index_t n = lora_details::adapter_of(adapters, entry);
+            if (gradients[n].absent() || adapters.biases[n].bias.absent()) continue;
+            const auto numbers = rows.plan.rows_of(entry);
+            with_sums(sums_of(d_y.type(), gradients[n].type()), [&](auto zero) {
+                lora_details::add_to_bias<decltype(zero)>(
+                    {numbers.data(), numbers.extent(0)}, adapters.biases[n].scale,
+                    d_y.block(1, first, count), gradients[n].block(0, first, count));
+            });
+        }
+    });
 }
 
 } // namespace MHR_ISA
