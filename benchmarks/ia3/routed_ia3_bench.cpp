@@ -6,7 +6,7 @@
 
 TEST_CASE("routed (IA)3, 8 tasks, 32 sequences of 64 rows, 8 modules, 2048", "[routed_ia3]") {
     const auto heads = GENERATE(mhr::index_t{1}, mhr::index_t{64});
-    // Of the layer's arrays, those of the batch; and of its inventory as much as one needs.
+    // The layer's arrays are those of the batch, with as much of its inventory as one needs.
     mhr_bench::layer<float> layer({"", 2048, 2048, 1, heads, 8, 32, 64, 8});
     const mhr::batch batch = layer.batch();
     const mhr::routed_ia3 adapters{layer.b().slice(2, 0), layer.weights()};

@@ -107,7 +107,7 @@ class libtorch_peer final : public peer {
         torch::autograd::backward(outputs, Formula::pieces(tensors_, tensors_.d_y), before_);
     }
 
-    /// Of a graph that is made once, as this pass is the backward alone.
+    /// The graph is made once, as this pass is the backward alone.
     void backward_to_weights() {
         if (graph_.empty()) graph_ = Formula::outputs(weights_only_, Formula::mixed(weights_only_));
         torch::autograd::backward(graph_, Formula::pieces(tensors_, tensors_.d_y), true);

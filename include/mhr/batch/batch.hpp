@@ -66,7 +66,7 @@ struct batch {
     const batch_plan& plan;  ///< the tasks of the rows
     executor_ref executor{}; ///< the host's threads; by default the calling one alone
 
-    /// Of a host whose ranks have some heads of each layer: sums [rows, rank] over the ranks,
+    /// A host whose ranks have some heads of each layer sums [rows, rank] over the ranks with this,
     /// between the two products of LoRA, forward and backward (serving/lora_shard.hpp).
     rank_sum_ref sum_over_ranks{};
 

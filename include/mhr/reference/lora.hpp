@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cmath>
-#include <complex> // std::sqrt of complex numbers
+#include <complex>
 
 #include <mhr/core/tensor_view.hpp>
 

@@ -51,7 +51,7 @@ enum class file_access {
 /// (SIGBUS). Replacing it by another one, as `rename` does, is no trouble.
 class mapped_file {
   public:
-    /// Of nothing.
+    /// Maps nothing.
     mapped_file() noexcept = default;
 
     /// These are refused: no regular file, or one that cannot be opened, mapped or read whole.

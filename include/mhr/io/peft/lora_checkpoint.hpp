@@ -143,12 +143,12 @@ class lora_config {
             : config_(config.config_), ranks_(config_.matching_of("rank_pattern")),
               alphas_(config_.matching_of("alpha_pattern")) {}
 
-        /// Of a layer, by its name.
+        /// Returns the rank of the layer of this name.
         [[nodiscard]] index_t rank(std::string_view layer) {
             const auto* found = find("rank_pattern", layer, ranks_);
             return found == nullptr ? config_.count("r", 8) : found->template get<index_t>();
         }
-        /// Of a layer, by its name.
+        /// Returns the scale of the layer of this name.
         [[nodiscard]] double scale(std::string_view layer) {
             const auto* found = find("alpha_pattern", layer, alphas_);
             const double alpha =

@@ -70,7 +70,7 @@ void copy_elements(const std::byte* from, element_type stored,
     }
 }
 
-/// The same of integers; returns the address after the last one that was copied.
+/// Copies integers in the same order, and returns the address after the last one that was copied.
 template <class Integer, std::size_t Rank>
 const std::byte* copy_integers(const std::byte* from,
                                const tensor_view<Integer, Rank>& to) noexcept {

@@ -111,8 +111,8 @@ class safetensors_file {
         return {memory_of(tensor_name, stored), type, extents};
     }
 
-    /// The same of integers. These are refused: what `view` refuses, and other integers than
-    /// `Integer`.
+    /// Returns a view of a tensor of integers. These are refused: what `view` refuses, and other
+    /// integers than `Integer`.
     template <class Integer, std::size_t Rank>
     [[nodiscard]] tensor_view<const Integer, Rank> integers(const std::string& tensor_name) const {
         const safetensors_tensor& stored = tensor(tensor_name);

@@ -97,7 +97,7 @@ class dense_rows {
         return copies(rows.count);
     }
 
-    /// The same of the rows [first_row, first_row + rows), padded.
+    /// Reads the rows [first_row, first_row + rows) in the same way, padded.
     const A* const* read(index_t first_row, index_t rows, const const_tensor_ref<2>& matrix,
                          index_t first, index_t count) noexcept {
         if (is_dense<A>(matrix) && count % lanes<A, Arch> == 0) {
@@ -147,7 +147,7 @@ class dense_output_rows {
         return pointers_;
     }
 
-    /// The same of rows that are overwritten.
+    /// Opens rows that are overwritten, and so are not read.
     A* const* open_unread(row_set rows, const tensor_ref<2>& matrix, index_t first,
                           index_t count) noexcept {
         in_place_ = is_dense<A>(matrix) && count % lanes<A, Arch> == 0;

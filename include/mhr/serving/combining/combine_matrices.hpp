@@ -80,7 +80,7 @@ inline void combine_matrices(executor_ref executor, tensor_view<const combined_m
 
 namespace combining_details {
 
-/// What is kept of matrices.
+/// This says which elements of matrices are kept.
 struct pruning_scratch {
     tensor_view<index_t, 2> counts;      ///< see take_counts
     tensor_view<index_t, 2> before_part; ///< [matrices, parts]
