@@ -4,9 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -16,6 +14,7 @@
 #include "fuzz/adapter_input.hpp"
 #include "fuzz/file_checks.hpp"
 #include "fuzz/fuzz_target.hpp"
+#include "support/file_bytes.hpp"
 
 using namespace mhr;
 using namespace mhr::test;
@@ -58,12 +57,6 @@ void check_layer(const mlx_checkpoint& adapter, const mlx_layer& layer) {
          "a layer has the magnitude that it tells of");
 }
 
-std::string bytes_of(const std::filesystem::path& path) {
-    std::ostringstream bytes;
-    bytes << std::ifstream(path, std::ios::binary).rdbuf();
-    return bytes.str();
-}
-
 } // namespace
 
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -87,7 +80,7 @@ std::vector<std::string> mhr::test::fuzz_seeds() {
         std::filesystem::path(MHR_GOLDEN_DEFAULT_DIR).parent_path() / "io" / "mlx_files";
     std::vector<std::string> seeds;
     for (const char* name : {"lora_f16", "dora_f32", "embedding_f32", "experts_f32"})
-        seeds.push_back(join_adapter_input({bytes_of(folder / name / "adapter_config.json"),
-                                            bytes_of(folder / name / "adapters.safetensors")}));
+        seeds.push_back(join_adapter_input({read_file(folder / name / "adapter_config.json"),
+                                            read_file(folder / name / "adapters.safetensors")}));
     return seeds;
 }

@@ -19,8 +19,10 @@ inline namespace MHR_ISA {
 namespace kernels {
 
 /// Rows and columns whose sums over all modules are kept on the stack.
+/// @{
 inline constexpr index_t row_mixing_rows = 48;
 inline constexpr index_t row_mixing_columns = 128;
+/// @}
 
 /// Features of a module that are copied where they are not dense rows of whole vectors.
 inline constexpr index_t features_of_module = 128;

@@ -40,9 +40,9 @@ enum class sign_election : unsigned char {
 
 /// How matrices are combined.
 struct combining_rule {
-    pruning pruned = pruning::none;
-    double density = 1; ///< from 0 to 1; 1 leaves nothing out, and no mask is read
-    sign_election election = sign_election::none;
+    pruning pruned = pruning::none; ///< which elements are left out
+    double density = 1;             ///< from 0 to 1; 1 leaves nothing out, and no mask is read
+    sign_election election = sign_election::none; ///< whose sign the others must have
 };
 
 /// One of the matrices that are combined.
