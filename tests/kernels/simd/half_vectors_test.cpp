@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -16,12 +17,9 @@ using namespace mhr::test;
 
 namespace {
 
-template <class Arch>
-kernels::bf16_vectors<Arch> vectors_of(bf16_format);
-template <class Arch>
-kernels::f16_vectors<Arch> vectors_of(f16_format);
 template <class Format, class Arch>
-using vectors = decltype(vectors_of<Arch>(Format()));
+using vectors = std::conditional_t<std::is_same_v<Format, bf16_format>, kernels::bf16_vectors<Arch>,
+                                   kernels::f16_vectors<Arch>>;
 
 // The vectors' results, for numbers that are padded to whole vectors with the last one.
 template <class Format, class Arch>
