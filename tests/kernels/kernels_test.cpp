@@ -169,10 +169,10 @@ TEST_CASE("outputs of modules are mixed in the type of hidden") {
     for (element_type sums : sum_types) {
         CAPTURE(std::string(name_of(sums)));
         filled<3> hidden(sums, {2, 3, 1}, 1), matrices(f32, {3, 1, 5}, 0);
-        filled<1> weights(element_type::bf16, {3}, 1);
+        filled<2> weights(element_type::bf16, {2, 3}, 1);
         filled<2> y(f32, {2, 5}, -2);
         set_terms(matrices.ref(), 0);
-        kernels::expand_modules(rows, hidden, weights, matrices, 2, y);
+        kernels::expand_rows(rows, hidden, weights, matrices, 2, y);
         CHECK(all_are(y.ref(), sums == f64 ? 2 * tiny : 0));
         CHECK(y.intact());
     }

@@ -12,6 +12,7 @@
 #include "support/element_access.hpp"
 #include "support/exact_values.hpp"
 #include "support/guarded_tensor.hpp"
+#include "support/kernel_cases.hpp"
 #include "support/precision.hpp"
 #include "support/random_tensor.hpp"
 #include "support/scalar_types.hpp"
@@ -147,24 +148,12 @@ void check_all() {
     const shape shapes[] = {{1, 1, 1, 1},     {47, 2, 4, 127}, {48, 3, 16, 128},
                             {49, 4, 17, 129}, {3, 9, 33, 40},  {2, 2, 5, 300}};
     double worst = 0;
-    int number = 0;
-    for (element_type a : types_beside(sums))
-        for (element_type b : types_beside(sums))
-            for (element_type c : types_beside(sums))
-                for (const shape& s : shapes) {
-                    ++number;
-                    const auto layout_of = [&](int divisor) {
-                        return all_layouts[static_cast<std::size_t>(number / divisor) %
-                                           all_layouts.size()];
-                    };
-                    worst = std::max(
-                        worst, check<A>(s, {a, b, c},
-                                        {layout_of(1), layout_of(2), layout_of(3), layout_of(5)}));
-                }
-    for (layout a : all_layouts)
-        for (layout b : all_layouts)
-            for (layout c : all_layouts)
-                check<A>({3, 3, 17, 131}, {sums, sums, sums}, {a, b, b, c});
+    for_each_type_of_three(sums, shapes, [&](const shape& s, const auto& t, const auto& o) {
+        worst = std::max(worst, check<A>(s, {t[0], t[1], t[2]}, {o[0], o[1], o[2], o[3]}));
+    });
+    for_each_layout_of_three([](layout a, layout b, layout c) {
+        check<A>({3, 3, 17, 131}, {sums, sums, sums}, {a, b, b, c});
+    });
     CHECK(worst > 0.05);
 }
 

@@ -191,16 +191,6 @@ MUTANTS = {
         ("coefficients[k * many_rows + r] = hidden(group.numbers[r], k0 + k);",
          "coefficients[k * many_rows + r] = hidden(group.numbers[r], k);"),
     ]),
-    "kernels/output_mixing.hpp": (["kernels/output_mixing"], [
-        ("tile(r, k) = weight * hidden(group.numbers[r], m, k0 + k);",
-         "tile(r, k) = hidden(group.numbers[r], m, k0 + k);"),
-        ("combined<A>{c + r, static_cast<A>(factor), true}, 1);", "combined<A>{c + r, A(1), true}, 1);"),
-        ("if (is_exactly(weight, 0)) continue;", ""),
-        ("weights.address_of(m)", "weights.address_of(0)"),
-        ("sum + r * columns + first", "sum + r * columns"),
-        ("const row_set group{rows.numbers + r0, count_of_rows};",
-         "const row_set group{rows.numbers, count_of_rows};"),
-    ]),
     "kernels/rescaling.hpp": (["kernels/rescaling"], [
         ("value *= V::load_unaligned(s + i);", "value += V::load_unaligned(s + i);"),
         ("value += V::load_unaligned(y + i);", ";"),

@@ -27,8 +27,6 @@ struct kernel_table {
     void (*mix_backward)(const const_tensor_ref<2>&, const const_tensor_ref<3>&,
                          const const_tensor_ref<3>&, const tensor_ref<3>&, const tensor_ref<2>&,
                          element_type) noexcept;
-    void (*expand_modules)(row_set, const const_tensor_ref<3>&, const const_tensor_ref<1>&,
-                           const const_tensor_ref<3>&, double, const tensor_ref<2>&) noexcept;
     void (*shrink_along_rank)(row_set, const const_tensor_ref<2>&, const const_tensor_ref<2>&,
                               const tensor_ref<2>&) noexcept;
     void (*expand_rows)(row_set, const const_tensor_ref<3>&, const const_tensor_ref<2>&,

@@ -52,12 +52,6 @@ void mix_backward(const const_tensor_ref<2>& weights, const const_tensor_ref<3>&
     table().mix_backward(weights, modules, d_mixed, d_modules, d_weights, sums);
 }
 
-void expand_modules(row_set rows, const const_tensor_ref<3>& hidden,
-                    const const_tensor_ref<1>& weights, const const_tensor_ref<3>& matrices,
-                    double factor, const tensor_ref<2>& y) noexcept {
-    table().expand_modules(rows, hidden, weights, matrices, factor, y);
-}
-
 void shrink_along_rank(row_set rows, const const_tensor_ref<2>& x, const const_tensor_ref<2>& a,
                        const tensor_ref<2>& hidden) noexcept {
     table().shrink_along_rank(rows, x, a, hidden);

@@ -5,7 +5,6 @@
 #include <mhr/kernels/lora_products.hpp>
 #include <mhr/kernels/merging.hpp>
 #include <mhr/kernels/mixing.hpp>
-#include <mhr/kernels/output_mixing.hpp>
 #include <mhr/kernels/rescaling.hpp>
 #include <mhr/kernels/row_mixing.hpp>
 #include <mhr/kernels/simd/arch.hpp>
@@ -71,15 +70,6 @@ inline void mix_backward(const const_tensor_ref<2>& weights, const const_tensor_
     with_sums(sums, [&](auto zero) {
         mix_matrices_backward<default_arch, decltype(zero)>(weights, modules, d_mixed, d_modules,
                                                             d_weights);
-    });
-}
-
-inline void expand_modules(row_set rows, const const_tensor_ref<3>& hidden,
-                           const const_tensor_ref<1>& weights, const const_tensor_ref<3>& matrices,
-                           double factor, const tensor_ref<2>& y) noexcept {
-    with_sums(hidden.type(), [&](auto zero) {
-        using A = decltype(zero);
-        expand_modules<default_arch, A>(rows, hidden.as<A>(), weights, matrices, factor, y);
     });
 }
 

@@ -53,12 +53,6 @@ void mix_backward(const const_tensor_ref<2>& weights, const const_tensor_ref<3>&
                   const const_tensor_ref<3>& d_mixed, const tensor_ref<3>& d_modules,
                   const tensor_ref<2>& d_weights, element_type sums) noexcept;
 
-/// y[row] += factor * sum over modules of weights[m] hidden[row, m] matrices[m] for the rows of the
-/// set, with hidden [rows, modules, rank], matrices [modules, rank, n] and y [rows, n].
-void expand_modules(row_set rows, const const_tensor_ref<3>& hidden,
-                    const const_tensor_ref<1>& weights, const const_tensor_ref<3>& matrices,
-                    double factor, const tensor_ref<2>& y) noexcept;
-
 /// `shrink` of factor 1 whose sums take their terms one after the other, lanes along the rank: the
 /// same function rounded otherwise. It is fastest where rows of `a` are dense, as modules are.
 void shrink_along_rank(row_set rows, const const_tensor_ref<2>& x, const const_tensor_ref<2>& a,

@@ -37,7 +37,7 @@ take_output_mixed_lora_state(workspace& memory, const batch& rows, const routed_
     return {memory.take<3>(sums, {rows.plan.rows(), layer.a.extent(1), layer.a.extent(3)})};
 }
 
-/// Bytes that take_output_mixed_lora_state takes.
+/// Returns the bytes that take_output_mixed_lora_state takes.
 inline std::size_t output_mixed_lora_state_size(const batch& rows, const routed_lora& layer,
                                                 element_type sums = element_type::f32) noexcept {
     workspace meter;
@@ -68,7 +68,7 @@ inline void output_mixed_lora_forward(const batch& rows, const routed_lora& laye
                                       const const_tensor_ref<2>& x, const tensor_ref<2>& y,
                                       const output_mixed_lora_state& state);
 
-/// Bytes of workspace that output_mixed_lora_backward needs for sums of this type.
+/// Returns the bytes of workspace that output_mixed_lora_backward needs for sums of this type.
 inline std::size_t
 output_mixed_lora_backward_workspace_size(const batch& rows, const routed_lora& layer,
                                           element_type sums = element_type::f32) noexcept;
@@ -126,6 +126,15 @@ inline argument_checks check_forward(const batch& rows, const routed_lora& layer
     check_layer(checks, rows, layer, x, state);
     checks.output("y", y, {rows.plan.rows(), layer.b.extent(3)});
     return checks;
+}
+
+/// The weights of an entry as those of each of its rows: [rows, modules].
+inline const_tensor_ref<2> weights_of_rows(const batch& rows, const const_tensor_ref<2>& weights,
+                                           index_t entry) noexcept {
+    return {weights.address_of(entry, 0),
+            weights.type(),
+            {rows.plan.rows(), weights.extent(1)},
+            {0, weights.stride(1)}};
 }
 
 /// Which weights of an entry are not 0.
@@ -252,8 +261,8 @@ void backward(const batch& rows, const routed_lora& layer, const const_tensor_re
                                  scratch.weights_of_rows.slice(1, m).template as<A>());
             }
             if (!gradients.x.absent())
-                kernels::expand_modules(numbers, u, weights.slice(0, range.entry),
-                                        a.transpose(1, 2), layer.scale, gradients.x);
+                kernels::expand_rows(numbers, u, weights_of_rows(rows, weights, range.entry),
+                                     a.transpose(1, 2), layer.scale, gradients.x);
         });
         if (!gradients.a.absent())
             add_module_gradients<A>(rows, x, u, weights, layer.scale, gradients.a.slice(0, 0));
@@ -288,8 +297,9 @@ inline void output_mixed_lora_forward(const batch& rows, const routed_lora& laye
         for (index_t m = 0; m < a.extent(0); ++m)
             if (output_mixing_details::is_used(weights, range.entry, m))
                 kernels::shrink(numbers, x, a.slice(0, m), 1, state.hidden.slice(1, m));
-        kernels::expand_modules(numbers, state.hidden, weights.slice(0, range.entry), b,
-                                layer.scale, y);
+        kernels::expand_rows(numbers, state.hidden,
+                             output_mixing_details::weights_of_rows(rows, weights, range.entry), b,
+                             layer.scale, y);
     });
 }
 
