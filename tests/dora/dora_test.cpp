@@ -337,6 +337,8 @@ TEST_CASE("bad arguments of DoRA are refused, with outputs untouched") {
     both("adapters.adapter_of_entry", {p.adapters.data(), 4, {p.numbers.data(), {3}}});
     both("adapters", {p.adapters.data(), 3});
     both("adapters", {p.adapters.data(), 5});
+    both("adapters", {nullptr, 4});
+    both("adapters", {nullptr, 4, {p.numbers.data(), {4}}});
     for (const auto& bad : bad_as_input(p.adapters[0].quotient)) {
         if (bad.ref.absent()) continue; // that is LoRA
         CAPTURE(bad.what);

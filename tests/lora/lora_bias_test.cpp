@@ -153,6 +153,8 @@ TEST_CASE("bad biases are refused, with outputs untouched") {
     }
     both("adapters", {p.adapters.data(), 3});
     both("adapters", {p.adapters.data(), 5});
+    both("adapters", {nullptr, 4});
+    both("adapters", {nullptr, 4, {p.numbers.data(), {4}}});
     for (const auto& bad : bad_as_input(p.adapters[0].bias)) {
         if (bad.ref.absent()) continue; // that is an adapter without
         CAPTURE(bad.what);

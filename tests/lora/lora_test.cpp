@@ -110,6 +110,19 @@ TEST_CASE("ranks that share LoRA sum hidden") {
     }
 }
 
+TEST_CASE("a list without memory is refused, unless no entry needs it") {
+    list_call call(call_options{}.with({9, 3, 1, 1, 5, 7, 2}), 2);
+    const arguments given = call.call.given();
+    const lora_list nothing(nullptr, call.call.plan.entries());
+    const lora_state state{call.hidden.ref()};
+    const auto outcome = refuses(call.call, "lora_forward", "adapters", [&] {
+        lora_forward({call.call.plan}, nothing, given.get<2>("x"), given.get<2>("y"), state);
+    });
+    CHECK(outcome);
+    CHECK(why_not({call.call.plan}, nothing, given.get<2>("x"), given.get<2>("y"), state) ==
+          outcome.message);
+}
+
 TEST_CASE("sums of a long batch are added up for all features") {
     // Several parts of one task, and more features than one part of adding them up takes.
     adapter_call call(page, call_options{}.with({450, 1, 1, 1, 530, 1100, 2}));

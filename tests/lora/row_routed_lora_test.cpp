@@ -189,3 +189,47 @@ TEST_CASE("several heads, and ranks that share the layer, are refused where outp
     CHECK(outputs.why_not({other.plan, {}, sum}, other.given()).find("batch.sum_over_ranks") !=
           std::string::npos);
 }
+
+TEST_CASE("ranks that share modules with weights of each row, or by module, sum hidden") {
+    for (const adapter* page :
+         {static_cast<const adapter*>(&parameters), static_cast<const adapter*>(&by_module)}) {
+        CAPTURE(page->forward_name());
+        check_rank_sums(*page);
+        check_bad_rank_sums(*page);
+    }
+}
+
+TEST_CASE("a mixture, or an evaluation, that is none is refused") {
+    adapter_call call(parameters);
+    const arguments given = call.given();
+    row_routed_lora layer = parameters.layer(given);
+    layer.mixes = static_cast<mixture>(7);
+    const auto outcome = refuses(call, "row_routed_lora_forward", "layer.mixes", [&] {
+        row_routed_lora_forward({call.plan}, layer, given.get<2>("x"), given.get<2>("y"),
+                                parameters.state(given));
+    });
+    CHECK(outcome);
+    CHECK(why_not({call.plan}, layer, given.get<2>("x"), given.get<2>("y"),
+                  parameters.state(given)) == outcome.message);
+
+    const routed_lora_page by_entry;
+    adapter_call routed(by_entry);
+    batch rows{routed.plan};
+    rows.mixtures = static_cast<evaluation>(7);
+    const auto refused = refuses(routed, "routed_lora_forward", "batch.mixtures",
+                                 [&] { by_entry.forward(rows, routed.given()); });
+    CHECK(refused);
+    CHECK(by_entry.why_not(rows, routed.given()) == refused.message);
+    CHECK(refuses(routed, "routed_lora_backward", "batch.mixtures",
+                  [&] { by_entry.backward(rows, routed.given(), routed.scratch()); }));
+}
+
+TEST_CASE("automatic counts without overflow, before anything is checked") {
+    constexpr index_t huge = (std::numeric_limits<index_t>::max)() / 8;
+    const batch_plan plan = plan_of(std::vector<std::int64_t>(32, 0));
+    batch rows{plan};
+    rows.mixtures = evaluation::automatic;
+    float number = 0;
+    const routed_lora layer{{&number, {1, huge, 1, 0}}, {&number, {1, huge, 0, 1}}, {}};
+    CHECK_FALSE(lora_details::goes_by_module(rows, shape_of(layer.inventory())));
+}

@@ -367,7 +367,7 @@ MUTANTS = {
         ("if (selects(rule) && is_last)", "if (selects(rule))"),
         ("scratch.seen(part, m) = scratch.before_part(m, part);", "scratch.seen(part, m) = 0;"),
         ("agrees || std::isnan(numbers[i])", "agrees"),
-        ("masked ? rule.density > 0 : rule.density >= 0", "rule.density >= 0"),
+        ("masked ? static_cast<double>((std::numeric_limits<float>::min)()) : 0;", "0;"),
     ]),
     "serving/combining/combine_lora.hpp": (["serving/combining/combine_lora"], [
         ("c < 0 ? -root : root", "root"),
@@ -422,7 +422,9 @@ MUTANTS = {
         ("count <= (std::numeric_limits<index_t>::max)() - rows",
          "count <= (std::numeric_limits<index_t>::max)()"),
     ]),
-    "lora/adapters.hpp": (["lora/lora"], [
+    "lora/adapters.hpp": (["lora/lora", "lora/lora_bias"], [
+        ("adapter_of_entry.absent() ? entry : adapter_of_entry(entry)", "entry"),
+        ("array != nullptr || entries == 0", "true"),
         (": adapter_of_entry_.data() == nullptr ? entry", ": entry >= 0 ? entry"),
         ("return {a_.slice(0, adapter), b_.slice(0, adapter), scale_};",
          "return {a_.slice(0, adapter), b_.slice(0, 0), scale_};"),
@@ -464,7 +466,6 @@ MUTANTS = {
         ("row_order.data() + range.first, range.count", "row_order.data(), range.count"),
     ]),
     "lora/lora.hpp": (["lora/lora_bias", "lora/lora"], [
-        ("adapters.adapter_of_entry.absent() ? entry : adapters.adapter_of_entry(entry)", "entry"),
         ("if (!bias.absent()) checks.input(", "if (bias.absent()) checks.input("),
         ("one = 1;", "one = 2;"),
         ("read_element(gradient, o) + scale *", "scale *"),
@@ -541,7 +542,7 @@ MUTANTS = {
         ("? 1 : read_element(magnitude, first + o)", "? 1 : read_element(magnitude, o)"),
         ("sums_of(base_weight.type(), sums_of(adapter.a.type(), adapter.b.type()))",
          "sums_of(base_weight.type(), adapter.a.type())"),
-        ("adapters.adapter_of_entry.absent() ? entry : adapters.adapter_of_entry(entry)", "entry"),
+        ("lora_details::number_of(adapters.adapter_of_entry, entry)", "entry", {"nth": 1}),
         ("if (quotient.absent() && in_place) return;", ""),
         ("!gradients.magnitudes[adapter].absent()", "true"),
         ("dora_details::rescale(rows, adapters, d_y, gradients.adapted, true);",

@@ -360,6 +360,11 @@ TEST_CASE("tensors of another layer are refused by a shard, absent ones stay abs
         (void)shard.of_adapter({a.ref(), bad});
     });
 
+    // A shard that was not made has no features.
+    CHECK(lora_shard{}.of_gradients({}).a.absent());
+    CHECK(refuses("lora_shard::of_layer", "layer.a", [&] {
+        (void)lora_shard{}.of_layer({layer.a, layer.b, layer.weights});
+    }));
     CHECK(shard.of_layer({}).a.absent());
     CHECK(shard.of_layer({layer.a, layer.b, {}}).weights.absent());
     CHECK(shard.of_gradients({}).x.absent());

@@ -55,7 +55,8 @@ enum class evaluation {
     /// is rounded otherwise than by entry. Gradients of modules are sums over all rows that use
     /// them, 48 at a time, so that their bits depend on which tasks a batch has.
     by_module,
-    /// Whichever is faster for this batch and layer. The batch decides, so that the last bits of a
+    /// The batch is computed in the way that is faster for it and the layer. The batch decides, so
+    /// that the last bits of a
     /// row may depend on the batch that it is in.
     automatic,
 };

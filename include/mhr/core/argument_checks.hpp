@@ -188,6 +188,11 @@ class argument_checks {
                type);
     }
 
+    /// Checks that a tensor of a state has the type in which a call sums.
+    void of_sums(const char* argument, element_type type, element_type sums) {
+        expect(type == sums, argument, joined(sums, ", the type of sums"), type);
+    }
+
     /// Checks the executor of a function with several phases, each of which needs all of the one
     /// before.
     void every_part(const executor_ref& executor) {

@@ -146,14 +146,15 @@ void write_quotients(const const_tensor_ref<2>& base_weight, const lora& adapter
 
 /// The adapter of an entry.
 inline index_t adapter_of(const dora_list& adapters, index_t entry) noexcept {
-    return adapters.adapter_of_entry.absent() ? entry : adapters.adapter_of_entry(entry);
+    return lora_details::number_of(adapters.adapter_of_entry, entry);
 }
 
 inline void check_list(argument_checks& checks, const batch& rows, const dora_list& adapters,
                        const const_tensor_ref<2>& adapted) {
     const index_t entries = rows.plan.entries();
     checks.input("adapted", adapted, {rows.plan.rows(), any_extent});
-    lora_details::check_numbers(checks, entries, adapters.count, adapters.adapter_of_entry);
+    lora_details::check_numbers(checks, entries, adapters.adapters, adapters.count,
+                                adapters.adapter_of_entry);
     for (index_t entry = 0; checks.passed() && entry < entries; ++entry) {
         const dora& adapter = adapters.adapters[adapter_of(adapters, entry)];
         if (!adapter.quotient.absent())

@@ -56,7 +56,7 @@ inline routed_ia3_state take_routed_ia3_state(workspace& memory, const batch& ro
         sums, {rows.plan.entries(), layer.inventory.extent(0) * layer.inventory.extent(2)})};
 }
 
-/// Bytes that take_routed_ia3_state takes.
+/// Returns the bytes that take_routed_ia3_state takes.
 inline std::size_t routed_ia3_state_size(const batch& rows, const routed_ia3& layer,
                                          element_type sums = element_type::f32) noexcept {
     workspace meter;
@@ -123,7 +123,7 @@ inline void routed_ia3_forward(const batch& rows, const routed_ia3& layer,
                                const const_tensor_ref<2>& x, const tensor_ref<2>& y,
                                const routed_ia3_state& state);
 
-/// Bytes of workspace that routed_ia3_backward needs for sums of this type.
+/// Returns the bytes of workspace that routed_ia3_backward needs for sums of this type.
 inline std::size_t
 routed_ia3_backward_workspace_size(const batch& rows, const routed_ia3& layer,
                                    element_type sums = element_type::f32) noexcept {

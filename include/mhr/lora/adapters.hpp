@@ -71,6 +71,9 @@ class lora_list {
     /// Returns the number of adapters.
     [[nodiscard]] MHR_INLINE index_t size() const noexcept { return count_; }
 
+    /// Returns the array that the adapters were given as, or a null pointer.
+    [[nodiscard]] MHR_INLINE const lora* array() const noexcept { return adapters_; }
+
     /// Returns one of the adapters.
     [[nodiscard]] MHR_INLINE lora operator[](index_t adapter) const noexcept {
         switch (form_) {
@@ -130,11 +133,12 @@ class lora_list_gradients {
     MHR_INLINE lora_list_gradients(const lora_matrices& gradients) noexcept // NOLINT: implicit
         : single_(gradients), count_(1) {}
 
-    /// Gradients of `count` adapters. The array must outlive this.
+    /// Holds the gradients of `count` adapters. The array must outlive this.
     MHR_INLINE lora_list_gradients(const lora_matrices* gradients, index_t count) noexcept
         : gradients_(gradients), count_(count) {}
 
-    /// Gradients of adapters of one rank: adapter n has a[n] and b[n], and either may be absent.
+    /// Holds the gradients of adapters of one rank: adapter n has a[n] and b[n], and either may be
+    /// absent.
     MHR_INLINE lora_list_gradients(const stacked_lora_matrices& gradients) noexcept // NOLINT
         : stacked_(gradients),
           count_(gradients.a.absent() ? gradients.b.extent(0) : gradients.a.extent(0)) {}
@@ -174,11 +178,20 @@ inline index_t largest_rank(const batch_plan& plan, const lora_list& adapters) n
     return rank;
 }
 
-/// Checks that each entry has one of `count` adapters, by number, or by its place if there are no
-/// numbers. A batch of the base model alone has no entry and needs neither: the numbers of an empty
-/// list may have no memory.
-inline void check_numbers(argument_checks& checks, index_t entries, index_t count,
-                          const tensor_view<const index_t, 1>& adapter_of_entry) {
+/// The number of the adapter that an entry uses: its place, if there are no numbers.
+MHR_INLINE index_t number_of(const tensor_view<const index_t, 1>& adapter_of_entry,
+                             index_t entry) noexcept {
+    return adapter_of_entry.absent() ? entry : adapter_of_entry(entry);
+}
+
+/// Checks that each entry has one of the `count` adapters of an array, by number, or by its place
+/// if there are no numbers. A batch of the base model alone has no entry and needs neither: an
+/// empty list and its numbers may have no memory.
+template <class Adapter>
+void check_numbers(argument_checks& checks, index_t entries, const Adapter* array, index_t count,
+                   const tensor_view<const index_t, 1>& adapter_of_entry) {
+    checks.expect(array != nullptr || entries == 0, "adapters", "an array of adapters",
+                  "a null pointer");
     if (adapter_of_entry.absent()) {
         checks.expect(
             count == entries || entries == 0, "adapters",
@@ -209,7 +222,8 @@ inline index_t check_adapters(argument_checks& checks, const batch_plan& plan,
         return b.extent(2);
     }
     if (!adapters.is_single())
-        check_numbers(checks, entries, adapters.size(), adapters.adapter_of_entry());
+        check_numbers(checks, entries, adapters.array(), adapters.size(),
+                      adapters.adapter_of_entry());
     const index_t used = adapters.is_single() ? 1 : entries;
     index_t out_features = any_extent;
     for (index_t entry = 0; checks.passed() && entry < used; ++entry) {

@@ -56,7 +56,7 @@ inline lora_state take_lora_state(workspace& memory, const batch& rows, const lo
         memory.take<2>(sums, {rows.plan.rows(), lora_details::largest_rank(rows.plan, adapters)})};
 }
 
-/// Bytes that take_lora_state takes.
+/// Returns the bytes that take_lora_state takes.
 inline std::size_t lora_state_size(const batch& rows, const lora_list& adapters,
                                    element_type sums = element_type::f32) noexcept {
     workspace meter;
@@ -82,7 +82,7 @@ inline std::string why_not(const batch& rows, const lora_list& adapters,
 inline void lora_forward(const batch& rows, const lora_list& adapters, const const_tensor_ref<2>& x,
                          const tensor_ref<2>& y, const lora_state& state);
 
-/// Bytes of workspace that lora_backward needs for sums of this type.
+/// Returns the bytes of workspace that lora_backward needs for sums of this type.
 inline std::size_t lora_backward_workspace_size(const batch& rows, const lora_list& adapters,
                                                 element_type sums = element_type::f32) noexcept {
     return lora_details::backward_scratch::size(rows.plan, adapters, sums);
@@ -161,16 +161,13 @@ inline argument_checks check_lora_forward(const batch& rows, const lora_list& ad
     return checks;
 }
 
-/// The number of the adapter of an entry.
-inline index_t adapter_of(const lora_bias_list& adapters, index_t entry) noexcept {
-    return adapters.adapter_of_entry.absent() ? entry : adapters.adapter_of_entry(entry);
-}
-
 inline void check_biases(argument_checks& checks, const batch& rows, const lora_bias_list& adapters,
                          index_t out_features) {
-    check_numbers(checks, rows.plan.entries(), adapters.count, adapters.adapter_of_entry);
+    check_numbers(checks, rows.plan.entries(), adapters.biases, adapters.count,
+                  adapters.adapter_of_entry);
     for (index_t entry = 0; checks.passed() && entry < rows.plan.entries(); ++entry) {
-        const const_tensor_ref<1>& bias = adapters.biases[adapter_of(adapters, entry)].bias;
+        const const_tensor_ref<1>& bias =
+            adapters.biases[lora_details::number_of(adapters.adapter_of_entry, entry)].bias;
         if (!bias.absent()) checks.input("adapters.bias", bias, {out_features});
     }
 }
@@ -257,7 +254,8 @@ inline void lora_bias_forward(const batch& rows, const lora_bias_list& adapters,
     const auto& blocks = rows.plan.data().blocks;
     rows.executor.run(static_cast<index_t>(blocks.size()), [&](index_t block) noexcept {
         const auto& range = blocks[static_cast<std::size_t>(block)];
-        const lora_bias& adapter = adapters.biases[lora_details::adapter_of(adapters, range.entry)];
+        const lora_bias& adapter =
+            adapters.biases[lora_details::number_of(adapters.adapter_of_entry, range.entry)];
         if (adapter.bias.absent()) return;
         // A product with a hidden of 1.
         lora_details::with_ones(sums_of(y.type(), adapter.bias.type()), rows.plan.rows(), 1,
@@ -276,7 +274,8 @@ inline void lora_bias_backward(const batch& rows, const lora_bias_list& adapters
     lora_details::check_biases(checks, rows, adapters, out_features);
     const index_t entries = gradients == nullptr ? 0 : rows.plan.entries();
     for (index_t entry = 0; checks.passed() && entry < entries; ++entry)
-        checks.optional_output("gradients", gradients[lora_details::adapter_of(adapters, entry)],
+        checks.optional_output("gradients",
+                               gradients[lora_details::number_of(adapters.adapter_of_entry, entry)],
                                {out_features});
     checks.raise();
     constexpr index_t size = lora_details::features_of_bias;
@@ -284,7 +283,7 @@ inline void lora_bias_backward(const batch& rows, const lora_bias_list& adapters
         const index_t first = part * size;
         const index_t count = (std::min)(size, out_features - first);
         for (index_t entry = 0; entry < entries; ++entry) {
-            const index_t n = lora_details::adapter_of(adapters, entry);
+            const index_t n = lora_details::number_of(adapters.adapter_of_entry, entry);
             if (gradients[n].absent() || adapters.biases[n].bias.absent()) continue;
             const auto numbers = rows.plan.rows_of(entry);
             with_sums(sums_of(d_y.type(), gradients[n].type()), [&](auto zero) {

@@ -46,11 +46,8 @@ inline void check_module_products(argument_checks& checks, const batch& rows,
     checks.output("state.products.weights", products.weights, {n, shape.heads, shape.modules});
     checks.output("state.products.each", products.each,
                   {n, shape.heads, shape.modules, shape.rank});
-    const auto same_type = [&](const char* argument, element_type type) {
-        checks.expect(type == sums, argument, joined(sums, ", the type of sums"), type);
-    };
-    same_type("state.products.weights", products.weights.type());
-    same_type("state.products.each", products.each.type());
+    checks.of_sums("state.products.weights", products.weights.type(), sums);
+    checks.of_sums("state.products.each", products.each.type(), sums);
 }
 
 /// Rows for which a module is read once.

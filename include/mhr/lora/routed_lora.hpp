@@ -26,7 +26,7 @@ struct routed_lora {
     const_tensor_ref<3> weights; ///< [entries, heads, modules], from a router
     double scale = 1;            ///< 1 / rank, alpha / rank, or any other number
 
-    /// The modules alone.
+    /// Returns the modules alone.
     [[nodiscard]] MHR_INLINE lora_inventory inventory() const noexcept { return {a, b}; }
 };
 
@@ -65,7 +65,8 @@ inline bool goes_by_module(const batch& rows, const lora_shape& shape) noexcept 
     if (rows.mixtures != evaluation::automatic) return rows.mixtures == evaluation::by_module;
     const index_t routed = rows.plan.row_order().extent(0);
     const index_t entries = rows.plan.entries();
-    return routed <= entries || routed * shape.modules <= most_products_by_module * entries;
+    // Divided, since nothing has been checked yet: a product could overflow.
+    return routed <= entries || shape.modules <= most_products_by_module * entries / routed;
 }
 
 } // namespace lora_details
@@ -88,7 +89,7 @@ inline routed_lora_state take_routed_lora_state(workspace& memory, const batch& 
     return {{a.transpose(1, 2), b}, memory.take<2>(sums, {rows.plan.rows(), shape.rank})};
 }
 
-/// Bytes that take_routed_lora_state takes.
+/// Returns the bytes that take_routed_lora_state takes.
 inline std::size_t routed_lora_state_size(const batch& rows, const routed_lora& layer,
                                           element_type sums = element_type::f32) noexcept {
     workspace meter;
@@ -114,14 +115,15 @@ inline std::string why_not(const batch& rows, const routed_lora& layer,
 /// computed then.
 ///
 /// It needs an executor that runs every part (hosts that hand out shares mix first and call
-/// lora_forward); y must not overlap x. These are refused: shapes that do not fit; f64 beside a
-/// state of f32; a y or a state two of whose elements overlap. The cost is entries modules rank
+/// lora_forward); y must not overlap x. These are refused: shapes that do not fit; a
+/// batch::mixtures that is none of the three; f64 beside a state of f32; a y or a state two of
+/// whose elements overlap. The cost is entries modules rank
 /// (in + out) multiply-adds to mix, then that of lora_forward.
 inline void routed_lora_forward(const batch& rows, const routed_lora& layer,
                                 const const_tensor_ref<2>& x, const tensor_ref<2>& y,
                                 const routed_lora_state& state);
 
-/// Bytes of workspace that routed_lora_backward needs for sums of this type.
+/// Returns the bytes of workspace that routed_lora_backward needs for sums of this type.
 inline std::size_t
 routed_lora_backward_workspace_size(const batch& rows, const routed_lora& layer,
                                     element_type sums = element_type::f32) noexcept;
@@ -160,6 +162,10 @@ inline void check_routed_lora(argument_checks& checks, const batch& rows, const 
     checks.sums_type("state.hidden", state.hidden.type());
     checks.sums_are(state.hidden.type());
     check_layer(checks, rows, layer);
+    checks.expect(rows.mixtures == evaluation::by_entry || rows.mixtures == evaluation::by_module ||
+                      rows.mixtures == evaluation::automatic,
+                  "batch.mixtures", "by_entry, by_module or automatic",
+                  joined("number ", static_cast<int>(rows.mixtures)));
     const lora_shape shape = shape_of(layer.inventory());
     const index_t entries = rows.plan.entries();
     checks.input("x", x, {rows.plan.rows(), shape.in_features});
@@ -170,14 +176,8 @@ inline void check_routed_lora(argument_checks& checks, const batch& rows, const 
         return check_module_products(checks, rows, shape, state.products, state.hidden.type());
     checks.output("state.mixed.a", state.mixed.a, {entries, shape.in_features, shape.rank});
     checks.output("state.mixed.b", state.mixed.b, {entries, shape.rank, shape.out_features});
-    const auto same_type = [&](const char* argument, element_type type) {
-        checks.expect(
-            type == state.hidden.type(), argument,
-            [&] { return std::string(name_of(state.hidden.type())) + ", the type of sums"; },
-            [&] { return std::string(name_of(type)); });
-    };
-    same_type("state.mixed.a", state.mixed.a.type());
-    same_type("state.mixed.b", state.mixed.b.type());
+    checks.of_sums("state.mixed.a", state.mixed.a.type(), state.hidden.type());
+    checks.of_sums("state.mixed.b", state.mixed.b.type(), state.hidden.type());
 }
 
 inline argument_checks check_routed_lora_forward(const batch& rows, const routed_lora& layer,

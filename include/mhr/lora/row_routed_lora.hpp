@@ -35,7 +35,7 @@ struct row_routed_lora {
     double scale = 1;                       ///< 1 / rank, alpha / rank, or any other number
     mixture mixes = mixture::of_parameters; ///< what the weights mix
 
-    /// The modules alone.
+    /// Returns the modules alone.
     [[nodiscard]] MHR_INLINE lora_inventory inventory() const noexcept { return {a, b}; }
 };
 
@@ -72,7 +72,7 @@ take_row_routed_lora_state(workspace& memory, const batch& rows, const row_route
     return state;
 }
 
-/// Bytes that take_row_routed_lora_state takes.
+/// Returns the bytes that take_row_routed_lora_state takes.
 inline std::size_t row_routed_lora_state_size(const batch& rows, const row_routed_lora& layer,
                                               element_type sums = element_type::f32) noexcept {
     workspace meter;
@@ -98,30 +98,34 @@ inline std::string why_not(const batch& rows, const row_routed_lora& layer,
 /// on the batch that it is in.
 ///
 /// It needs an executor that runs every part; y must not overlap x. These are refused: shapes that
-/// do not fit; several heads, or ranks that share the layer, where outputs are mixed; f64 beside a
-/// state of f32; a y or a state two of whose elements overlap. The cost for R triples of a row, a
-/// head and a module whose weight is not 0 is R rank (in + out) / heads multiply-adds. Each module
-/// is read once for 192 rows, and its b for 48.
+/// do not fit; a mixture that is neither of the two; several heads, or ranks that share the layer,
+/// where outputs are mixed; f64 beside a state of f32; a y or a state two of whose elements
+/// overlap. The cost for R triples of a row, a head and a module whose weight is not 0 is R rank
+/// (in + out) / heads multiply-adds. Each module is read once for 48 rows.
 inline void row_routed_lora_forward(const batch& rows, const row_routed_lora& layer,
                                     const const_tensor_ref<2>& x, const tensor_ref<2>& y,
                                     const row_routed_lora_state& state);
 
-/// Bytes of workspace that row_routed_lora_backward needs for sums of this type.
+/// Returns the bytes of workspace that row_routed_lora_backward needs for sums of this type.
 inline std::size_t
 row_routed_lora_backward_workspace_size(const batch& rows, const row_routed_lora& layer,
                                         element_type sums = element_type::f32) noexcept;
 
 /// The backward of row_routed_lora_forward, with its arguments and the state that it left: the
-/// derivative of sum(y d_y) by each of x, a, b and weights. With u[row, h, m] = d_y_h[row] b[h,
-/// m]^T, d_hidden[row] = sum over heads and modules of weights[row, h, m] u[row, h, m], and all
-/// sums over the rows that use the module:
-///     gradients.x_h[row]     += scale sum over modules of weights[row, h, m] d_hidden[row] a[h,
-///     m]^T gradients.a[h, m]      += scale sum over rows of weights[row, h, m] x_h[row]^T
-///     d_hidden[row] gradients.b[h, m]      += scale sum over rows of weights[row, h, m]
-///     hidden[row]^T d_y_h[row] gradients.weights[row, h, m] += scale (hidden[row] . u[row, h, m]
-///                                            + d_hidden[row] . x_h[row] a[h, m])
-/// Where outputs are mixed, u[row, 0, m] stands for d_hidden[row], x[row] a[0, m] for hidden[row],
-/// and the last line is scale (x[row] a[0, m]) . u[row, 0, m].
+/// derivative of sum(y d_y) by each of x, a, b and weights. With, for short,
+///
+///     w = weights[row, h, m]       p = x_h[row] a[h, m]       u = d_y_h[row] b[h, m]^T
+///     d_hidden[row] = sum over heads and modules of w u
+///
+/// and with all sums over rows going over those that use the module, it adds:
+///
+///     gradients.x_h[row]           += scale sum over modules of w d_hidden[row] a[h, m]^T
+///     gradients.a[h, m]            += scale sum over rows of w x_h[row]^T d_hidden[row]
+///     gradients.b[h, m]            += scale sum over rows of w hidden[row]^T d_y_h[row]
+///     gradients.weights[row, h, m] += scale (hidden[row] . u + d_hidden[row] . p)
+///
+/// Where outputs are mixed, u stands for d_hidden[row], p for hidden[row], and the last line adds
+/// scale p . u.
 ///
 /// d_y [rows, out_features]; the gradients have the shapes of what they belong to. Sums over rows
 /// take them by their tasks and then in the order of the batch. A module of weight 0 gets no
@@ -148,6 +152,8 @@ inline void check_row_routed_lora(argument_checks& checks, const batch& rows,
     checks.sums_are(sums);
     check_inventory(checks, layer.inventory());
     const lora_shape shape = shape_of(layer.inventory());
+    checks.expect(outputs || layer.mixes == mixture::of_parameters, "layer.mixes",
+                  "of_parameters or of_outputs", joined("number ", static_cast<int>(layer.mixes)));
     checks.expect(!outputs || shape.heads == 1, "layer.a",
                   "one head (the output of a module cannot be mixed in blocks of its rows)",
                   shape.heads);
@@ -158,8 +164,7 @@ inline void check_row_routed_lora(argument_checks& checks, const batch& rows,
     check_module_products(checks, rows, shape, state.products, sums);
     if (!outputs) {
         checks.output("state.hidden", state.hidden, {rows.plan.rows(), shape.rank});
-        checks.expect(state.hidden.type() == sums, "state.hidden",
-                      joined(sums, ", the type of sums"), state.hidden.type());
+        checks.of_sums("state.hidden", state.hidden.type(), sums);
         check_rank_sum(checks, rows, state.hidden);
     }
     checks.every_part(rows.executor);

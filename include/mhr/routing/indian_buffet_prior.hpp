@@ -85,7 +85,7 @@ inline double log_factorial(index_t n) noexcept {
 
 } // namespace prior_details
 
-/// Bytes of workspace that indian_buffet_prior_forward needs.
+/// Returns the bytes of workspace that indian_buffet_prior_forward needs.
 inline std::size_t indian_buffet_prior_workspace_size(index_t tasks) noexcept {
     workspace meter;
     (void)meter.take<index_t, 1>({tasks});

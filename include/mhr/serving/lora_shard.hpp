@@ -22,10 +22,12 @@
 ///
 /// `batch::sum_over_ranks` is called, on every rank, once in a forward, between the product with a
 /// and that with b, with the state's hidden = x a; and once in a backward, between the products
-/// with b and with a, with d_hidden = scale d_y b^T. Both are dense, of the type of the state, and
-/// 0 in rows of no task. All ranks must make the same calls, with plans of the same rows: ranks
-/// that ask for other gradients than the rest may not come to the sum, which a backward leaves out
-/// where neither x nor a nor the weights have a gradient.
+/// with b and with a, with d_hidden = scale d_y b^T (where modules are applied one by one, as
+/// batch::mixtures may say and row_routed_lora always does, it comes without the scale). Both are
+/// dense, of the type of the state, and 0 in rows of no task. All ranks must make the same calls,
+/// with plans of the same rows and the same batch::mixtures: ranks that ask for other gradients
+/// than the rest may not come to the sum, which a backward leaves out where neither x nor a nor the
+/// weights have a gradient.
 ///
 /// This is how tensor-parallel hosts split layers (Shoeybi et al. 2019, arXiv 1909.08053, section
 /// 3): a like the second, row-parallel layer of a pair, b like the first, column-parallel one. It
@@ -179,14 +181,19 @@ block_of(argument_checks& checks, const char* argument, const basic_tensor_ref<V
     return checks.passed() ? tensor.block(axis, first, count) : basic_tensor_ref<Void, Rank>();
 }
 
+/// The features of one head: none of a layer without heads, as a shard that was not made is.
+inline index_t of_one_head(const lora_shape& whole, index_t features) noexcept {
+    return whole.heads == 0 ? 0 : features / whole.heads;
+}
+
 template <class Void>
 basic_tensor_ref<Void, 4> modules_of_a(argument_checks& checks, const char* argument,
                                        const lora_shard& shard,
                                        const basic_tensor_ref<Void, 4>& a) {
     const lora_shape& whole = shard.whole;
     return block_of(checks, argument, a,
-                    {whole.heads, whole.modules, whole.in_features / whole.heads, whole.rank}, 0,
-                    shard.first_head, shard.shape.heads);
+                    {whole.heads, whole.modules, of_one_head(whole, whole.in_features), whole.rank},
+                    0, shard.first_head, shard.shape.heads);
 }
 
 template <class Void>
@@ -194,9 +201,10 @@ basic_tensor_ref<Void, 4> modules_of_b(argument_checks& checks, const char* argu
                                        const lora_shard& shard,
                                        const basic_tensor_ref<Void, 4>& b) {
     const lora_shape& whole = shard.whole;
-    return block_of(checks, argument, b,
-                    {whole.heads, whole.modules, whole.rank, whole.out_features / whole.heads}, 0,
-                    shard.first_head, shard.shape.heads);
+    return block_of(
+        checks, argument, b,
+        {whole.heads, whole.modules, whole.rank, of_one_head(whole, whole.out_features)}, 0,
+        shard.first_head, shard.shape.heads);
 }
 
 template <class Void>

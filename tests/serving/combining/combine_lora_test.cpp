@@ -159,7 +159,8 @@ TEST_CASE("bad arguments of combined adapters are refused by name") {
         p.list[2].weight = weight;
         CHECK(refuses(
             "combine_lora", "adapters.a, transposed", [&] { combine({}); }, a, b));
-        CHECK(refuses("concatenate_lora", "adapters.weight", join, long_a, long_b));
+        CHECK(
+            refuses("concatenate_lora", "adapters.weight, times the scale", join, long_a, long_b));
     }
     p.list = good;
     for (const auto& bad : bad_as_input(p.list[1].adapter.a)) {
@@ -179,7 +180,10 @@ TEST_CASE("bad arguments of combined adapters are refused by name") {
     p.list = good;
     p.list[0].keep_b = {};
     CHECK(refuses(
-        "combine_lora", "keep", [&] { combine(masked); }, a, b));
+        "combine_lora", "adapters.keep_b, transposed", [&] { combine(masked); }, a, b));
+    p.list[0].keep_a = {};
+    CHECK(refuses(
+        "combine_lora", "adapters.keep_a, transposed", [&] { combine(masked); }, a, b));
     CHECK_NOTHROW(combine({}));
     p.list = good;
     CHECK(refuses("combine_lora", "workspace", [&] {

@@ -154,6 +154,8 @@ TEST_CASE("bad arguments of combine_matrices are refused by name") {
         refused("rule.density", {pruning::mask, density});
     }
     refused("rule.density", {pruning::mask, 0});
+    refused("rule.density", {pruning::mask, 1e-50});
+    CHECK_NOTHROW(p.run({pruning::none, 0}));
     refused("rule.pruned", {static_cast<pruning>(9)});
     refused("rule.election", {pruning::none, 1, static_cast<sign_election>(9)});
     CHECK(refuses("combine_matrices", "matrices",
@@ -173,10 +175,13 @@ TEST_CASE("bad arguments of combine_matrices are refused by name") {
         refused("matrices", {});
     }
     p.list = good;
-    p.list[1].factor = std::numeric_limits<double>::infinity();
-    refused("matrices", {});
+    for (double factor : {std::numeric_limits<double>::infinity(),
+                          std::numeric_limits<double>::quiet_NaN(), -1e300}) {
+        p.list[1].factor = factor;
+        refused("matrices", {});
+    }
     p.list = good;
     p.list[1].keep = p.list[1].keep.block(0, 0, 9);
-    refused("keep", masked);
+    refused("matrices.keep", masked);
     CHECK_NOTHROW(p.run({pruning::mask, 1})); // no mask is read
 }

@@ -73,7 +73,7 @@ constexpr const char* dtype_name(dtype type) noexcept {
     return safetensors_details::dtype_table[static_cast<std::size_t>(type)].name;
 }
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 constexpr std::size_t dtype_size(dtype type) noexcept {
     return safetensors_details::dtype_table[static_cast<std::size_t>(type)].bytes;
 }

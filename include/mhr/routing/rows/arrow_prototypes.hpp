@@ -24,7 +24,7 @@
 namespace mhr {
 inline namespace MHR_ISA {
 
-/// Bytes of workspace that arrow_prototype needs.
+/// Returns the bytes of workspace that arrow_prototype needs.
 inline std::size_t arrow_prototype_workspace_size(index_t in_features, index_t rank) noexcept;
 
 /// prototype = the first left singular vector of A B, of length 1 and with its largest element
@@ -40,7 +40,7 @@ inline std::size_t arrow_prototype_workspace_size(index_t in_features, index_t r
 inline void arrow_prototype(const const_tensor_ref<2>& a, const const_tensor_ref<2>& b,
                             const tensor_ref<1>& prototype, workspace scratch);
 
-/// Bytes of workspace that arrow_prototype_of_peft needs.
+/// Returns the bytes of workspace that arrow_prototype_of_peft needs.
 inline std::size_t arrow_prototype_of_peft_workspace_size(index_t in_features,
                                                           index_t rank) noexcept;
 

@@ -50,8 +50,8 @@ inline std::string why_not(const row_gate& gate, const const_tensor_ref<2>& x,
 inline void row_gate_forward(executor_ref executor, const row_gate& gate,
                              const const_tensor_ref<2>& x, const tensor_ref<2>& logits);
 
-/// Bytes of workspace that row_gate_backward needs for sums of this type; none unless the gradient
-/// of the matrix is wanted.
+/// Returns the bytes of workspace that row_gate_backward needs for sums of this type; none unless
+/// the gradient of the matrix is wanted.
 inline std::size_t row_gate_backward_workspace_size(const row_gate& gate,
                                                     const row_gate_gradients& gradients,
                                                     element_type sums = element_type::f32) noexcept;

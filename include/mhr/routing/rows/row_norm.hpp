@@ -37,8 +37,7 @@ inline namespace MHR_ISA {
 /// x [rows, features]; y [rows, features], overwritten; it may be x itself.
 ///
 /// It has one phase. These are refused: tensors of other shapes or without memory; y of which
-/// elements overlap; a number that is no norm. x is read two or three times, of which the later
-/// ones find it in a cache.
+/// elements overlap; a number that is no norm. The cost is about 3 rows features multiply-adds.
 inline void row_norm_forward(executor_ref executor, row_norm norm, const const_tensor_ref<2>& x,
                              const tensor_ref<2>& y);
 
@@ -50,7 +49,8 @@ inline void row_norm_forward(executor_ref executor, row_norm norm, const const_t
 /// d_y [rows, features]; d_x [rows, features] accumulates.
 ///
 /// It has one phase. These are refused: what the forward refuses; d_y or d_x of another shape than
-/// x; d_x of which elements overlap.
+/// x; d_x of which elements overlap. The cost is about 6 rows features multiply-adds and as many
+/// divisions as elements.
 inline void row_norm_backward(executor_ref executor, row_norm norm, const const_tensor_ref<2>& x,
                               const const_tensor_ref<2>& d_y, const tensor_ref<2>& d_x);
 
@@ -68,8 +68,8 @@ inline void check_arguments(argument_checks& checks, row_norm norm, const const_
     checks.input("x", x);
 }
 
-/// Calls `f(first, count, numbers, others)` for chunks of two rows of one length, the second of
-/// which may be absent.
+/// Calls `f(first, count, numbers, others)` for chunks of two rows of one length. The second may be
+/// absent: then others are the numbers.
 template <class A, class Function>
 void for_chunks(const const_tensor_ref<1>& x, const const_tensor_ref<1>& other, Function&& f) {
     A numbers[static_cast<std::size_t>(chunk)];
@@ -78,7 +78,8 @@ void for_chunks(const const_tensor_ref<1>& x, const const_tensor_ref<1>& other, 
         const index_t count = (std::min)(chunk, x.extent(0) - first);
         kernels::read_elements(x.block(0, first, count), numbers);
         if (!other.absent()) kernels::read_elements(other.block(0, first, count), others);
-        f(first, count, numbers, others);
+        // Never numbers that nobody has written.
+        f(first, count, numbers, other.absent() ? numbers : others);
     }
 }
 

@@ -46,7 +46,8 @@ struct magnitude_gate {
     /// @}
 };
 
-/// s = gate(l) / temperature, with a finite temperature above 0. (A temperature of 0 or less means
+/// s = gate(l) / temperature. A temperature below the smallest normal f32 or above the largest is
+/// refused. (A temperature of 0 or less means
 /// sqrt(features) to mttl: that is the host's to write.)
 template <class Gate>
 struct tempered_gate {
@@ -80,7 +81,8 @@ tempered_gate(Gate, double) -> tempered_gate<Gate>;
 
 /// w = s for the `kept` modules of largest s, of equal ones the first, and 0 for the others, which
 /// get no gradient: a top-k that is not normalised. By default all are kept. The order is that of
-/// the numbers, not of their magnitudes: negative weights go first.
+/// the numbers, not of their magnitudes: negative weights go first. A number of kept modules below
+/// 1 is refused.
 struct kept_normaliser {
     index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
@@ -107,7 +109,8 @@ struct kept_normaliser {
 /// The softmax over *all* modules, of which the `kept` largest keep their weight and the others get
 /// 0 (Fedus et al. 2022, arXiv 2101.03961, equations 1 and 2, with one kept). The weights of a row
 /// then sum to less than 1, and a module that is not kept still gets a gradient:
-/// d_s = p (d_w' - sum of p d_w'), with p the softmax and d_w' that of the kept, else 0.
+/// d_s = p (d_w' - sum of p d_w'), with p the softmax and d_w' that of the kept, else 0. A number
+/// of kept modules below 1 is refused.
 struct softmax_of_all_normaliser {
     index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
@@ -134,7 +137,8 @@ struct softmax_of_all_normaliser {
 /// The softmax over those of the `kept` modules of largest s whose s is not 0; the others get
 /// weight 0 and no gradient, and a row of zeros stays one. It is X-LoRA's `softmax_topk` as PEFT
 /// computes it: on scalings that are a softmax already it is a softmax of probabilities, and a
-/// scaling of exactly 0 is dropped even if it is among the k.
+/// scaling of exactly 0 is dropped even if it is among the k. A number of kept modules below 1 is
+/// refused.
 struct softmax_of_nonzero_normaliser {
     index_t kept = (std::numeric_limits<index_t>::max)(); ///< of each head
 
@@ -195,7 +199,8 @@ struct softmax_of_nonzero_normaliser {
 
 /// w = factor factors[m] times the weight of `normaliser`: X-LoRA's `global_scaling_weight`, and
 /// scales of the modules where these differ (a layer has one scale for all). Negative factors are
-/// as good as others.
+/// as good as others. These are refused: a factor that is no number in the range of f32; factors of
+/// another shape than [modules].
 template <class Normaliser>
 struct scaled_normaliser {
     Normaliser normaliser{};       ///< whose weights are multiplied

@@ -41,7 +41,7 @@ struct weighted_lora {
 
 inline namespace MHR_ISA {
 
-/// Bytes of workspace that combine_lora needs for so many adapters.
+/// Returns the bytes of workspace that combine_lora needs for so many adapters.
 inline std::size_t combine_lora_workspace_size(index_t adapters,
                                                const combining_rule& rule) noexcept;
 
@@ -76,15 +76,15 @@ inline void combine_lora(executor_ref executor, tensor_view<const weighted_lora,
 /// out_features], overwritten, for a scale of 1; they must not overlap the adapters.
 ///
 /// It has one phase. These are refused: no adapter; adapters of other features; a result of another
-/// rank than the sum, or of which elements overlap; weights and scales whose product is not finite.
-/// Each element is read and written once.
+/// rank than the sum, or of which elements overlap; weights and scales whose product is no number
+/// in the range of f32. Each element is read and written once.
 inline void concatenate_lora(executor_ref executor, tensor_view<const weighted_lora, 1> adapters,
                              const lora_matrices& result);
 
 /// The scale with which PEFT applies what it has combined of adapters with `use_rslora`:
 /// sqrt(rank). The new adapter has alpha = rank, and inherits rsLoRA by mistake; its output is
 /// sqrt(rank) times that of the combination, whose scale should be 1, as it is for other adapters.
-/// For parity with models that were used so.
+/// It serves parity with models that were used so.
 inline double scale_of_peft_with_rslora(index_t rank) noexcept {
     return std::sqrt(static_cast<double>(rank));
 }
@@ -130,8 +130,10 @@ inline void combine_lora(executor_ref executor, tensor_view<const weighted_lora,
     for (index_t i = 0; checks.passed() && i < adapters.extent(0); ++i) {
         const combined_matrix of_a = source_a(adapters(i));
         const combined_matrix of_b = source_b(adapters(i));
-        combining_details::check_source(checks, of_a, rule, a.extents(), "adapters.a, transposed");
-        combining_details::check_source(checks, of_b, rule, b.extents(), "adapters.b, transposed");
+        combining_details::check_source(checks, of_a, rule, a.extents(), "adapters.a, transposed",
+                                        "adapters.keep_a, transposed");
+        combining_details::check_source(checks, of_b, rule, b.extents(), "adapters.b, transposed",
+                                        "adapters.keep_b, transposed");
         sums = sums_of(sums, sums_of(of_a.matrix.type(), of_b.matrix.type()));
     }
     checks.every_part(executor);
@@ -160,8 +162,8 @@ inline void concatenate_lora(executor_ref executor, tensor_view<const weighted_l
         const lora& adapter = adapters(i).adapter;
         checks.input("adapters.a", adapter.a, {result.a.extent(0), any_extent});
         checks.input("adapters.b", adapter.b, {adapter.a.extent(1), result.b.extent(1)});
-        checks.expect(std::isfinite(adapters(i).weight * adapter.scale), "adapters.weight",
-                      "a finite product with the scale", adapters(i).weight * adapter.scale);
+        combining_details::check_factor(checks, "adapters.weight, times the scale",
+                                        adapters(i).weight * adapter.scale);
         ranks += adapter.a.extent(1);
     }
     checks.expect(ranks == result.a.extent(1), "result.a",

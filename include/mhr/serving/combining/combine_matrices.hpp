@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <limits>
 
 #include <mhr/core/argument_checks.hpp>
 #include <mhr/core/executor.hpp>
@@ -54,8 +54,8 @@ struct combined_matrix {
 
 inline namespace MHR_ISA {
 
-/// Bytes of workspace that combine_matrices needs for so many matrices: about half a kilobyte of
-/// each and a megabyte for pruning by magnitude, whatever their size.
+/// Returns the bytes of workspace that combine_matrices needs for so many matrices: about half a
+/// kilobyte of each and a megabyte for pruning by magnitude, whatever their size.
 inline std::size_t combine_matrices_workspace_size(index_t matrices,
                                                    const combining_rule& rule) noexcept;
 
@@ -71,9 +71,9 @@ inline std::size_t combine_matrices_workspace_size(index_t matrices,
 ///
 /// It has several phases. The result is the same to the bit for every executor. These are refused:
 /// no matrix; matrices or masks of another shape; a result of which elements overlap; a density
-/// outside [0, 1], or of 0 with masks (which divides by it); factors that are not finite; a
-/// workspace that is too small. Each matrix is read once, with an election twice, and three times
-/// more for pruning by magnitude (six with sums of f64).
+/// outside [0, 1], or below the least normal f32 with masks (which divide by it); factors that are
+/// not numbers in the range of f32; a workspace that is too small. Each matrix is read once, with
+/// an election twice, and three times more for pruning by magnitude (six with sums of f64).
 inline void combine_matrices(executor_ref executor, tensor_view<const combined_matrix, 1> matrices,
                              const combining_rule& rule, const tensor_ref<2>& result,
                              workspace scratch);
@@ -107,20 +107,27 @@ inline void check_rule(argument_checks& checks, const combining_rule& rule) {
                   joined("number ", static_cast<int>(rule.pruned)));
     checks.expect(rule.election <= sign_election::frequency, "rule.election",
                   "none, total or frequency", joined("number ", static_cast<int>(rule.election)));
-    checks.expect(
-        rule.density <= 1 && (masked ? rule.density > 0 : rule.density >= 0), "rule.density",
-        [&] { return std::string(masked ? "a number above 0, up to 1" : "a number from 0 to 1"); },
-        rule.density);
+    // Masks divide by it, perhaps in f32.
+    const double least = masked ? static_cast<double>((std::numeric_limits<float>::min)()) : 0;
+    checks.expect(rule.density >= least && rule.density <= 1, "rule.density",
+                  masked ? "a number above 0 in the range of f32, up to 1" : "a number from 0 to 1",
+                  rule.density);
 }
 
-/// Checks one of the matrices, whose name is `argument`, with its mask.
+/// Checks a factor, which must be a number in f32, too, if that is the type of sums.
+inline void check_factor(argument_checks& checks, const char* argument, double factor) {
+    checks.expect((std::abs)(factor) <= static_cast<double>((std::numeric_limits<float>::max)()),
+                  argument, "a weight in the range of f32", factor);
+}
+
+/// Checks one of the matrices, whose name is `argument`, with its mask, whose name is `keep`.
 inline void check_source(argument_checks& checks, const combined_matrix& source,
                          const combining_rule& rule, const std::array<index_t, 2>& extents,
-                         const char* argument) {
+                         const char* argument, const char* keep) {
     checks.input(argument, source.matrix, extents);
-    checks.expect(std::isfinite(source.factor), argument, "a finite weight", source.factor);
+    check_factor(checks, argument, source.factor);
     if (rule.pruned == pruning::mask && rule.density < 1)
-        checks.numbers("keep", source.keep, extents);
+        checks.numbers(keep, source.keep, extents);
 }
 
 /// X of a chunk: reads it and prunes it. `seen` counts the elements of the last magnitude so far.
@@ -245,7 +252,8 @@ inline void combine_matrices(executor_ref executor, tensor_view<const combined_m
     checks.output("result", result, argument_checks::any_extents<2>());
     element_type sums = result.type();
     for (index_t i = 0; checks.passed() && i < matrices.extent(0); ++i) {
-        combining_details::check_source(checks, matrices(i), rule, result.extents(), "matrices");
+        combining_details::check_source(checks, matrices(i), rule, result.extents(), "matrices",
+                                        "matrices.keep");
         sums = sums_of(sums, matrices(i).matrix.type());
     }
     checks.every_part(executor);
