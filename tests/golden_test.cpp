@@ -58,7 +58,8 @@ const std::vector<kind_row> first_kinds{
     {"anneal_schedule", check_anneal_schedule, nullptr},
     {"stats", check_statistics<double>, check_statistics<float>},
 };
-/// Those of routers of rows, of combined adapters, of DoRA and of lists of adapters, in golden2/.
+/// golden2/ has the kinds of routers of rows, of combined adapters, of DoRA and of lists of
+/// adapters.
 const std::vector<kind_row> second_kinds{
     {"arrow", check_arrow<double>, check_arrow<float>},
     {"row_routing", check_row_routing<double>, check_row_routing<float>},

@@ -21,7 +21,7 @@ constexpr std::size_t bytes_per_step = 256 << 10;
 
 std::atomic<std::int32_t> zero{0};
 
-/// What is computed must seem to be wanted, lest the compiler leave it out.
+/// The results must seem to be wanted, lest the compiler leave the work out.
 void pretend_to_use(const words& value) {
     std::int32_t lanes[word_count];
     value.store_unaligned(lanes);

@@ -31,7 +31,7 @@ inline void multiply_add_at_peak(index_t rounds) {
     for (index_t i = 0; i < rounds * 64; ++i)
         mhr::kernels::unroll<peak_sums>(
             [&](auto sum) { sums[sum] = mhr::kernels::multiply_add(sums[sum], factor, addend); });
-    // What is computed must seem to be wanted, lest the compiler leave it out.
+    // The results must seem to be wanted, lest the compiler leave the work out.
     vector total = sums[0];
     for (index_t i = 1; i < peak_sums; ++i)
         total += sums[i];

@@ -6,7 +6,7 @@
 writes pages (index.html, by gcovr) and what was not reached (missing.txt), and ends with 1 below 97 % of
 the lines or 90 % of the branches.
 
-What is counted, and what is not:
+It counts some lines and branches, and leaves out others:
 
 - A line of a template is reached if one of its instantiations reaches it. One without any cannot be
   seen by a compiler: a header of which nothing is seen is named below the table.

@@ -38,7 +38,7 @@ void check_layer(const mlx_checkpoint& adapter, const mlx_layer& layer) {
     const lora_matrices copies = matrices(a, b, layer);
     must(accepted([&] { adapter.read_adapter(layer, copies); }) == (layer.experts == 0),
          "layers without experts are copied, and no others");
-    // What is not aligned is refused here.
+    // This refuses data that are not aligned.
     (void)accepted([&] {
         const lora shown = adapter.adapter(layer, last);
         must(shown.a.extents() == copies.a.extents() && shown.b.extents() == copies.b.extents() &&

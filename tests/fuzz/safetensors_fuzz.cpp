@@ -70,7 +70,7 @@ void check_elements(const safetensors_file& file, const std::string& name) {
     }
 }
 
-/// The same of integers, which are nothing but what they are.
+/// Reads integers in the same ways; they are nothing but what they are.
 template <class Integer, std::size_t Rank>
 void check_integers(const safetensors_file& file, const std::string& name) {
     const safetensors_tensor& tensor = file.tensor(name);

@@ -35,7 +35,7 @@ struct shape {
 struct layouts {
     layout left, right, output;
 };
-// What is stored how; one of them, or two, are of the type of sums.
+// This says what is stored how; one of the tensors, or two, are of the type of sums.
 struct storage {
     element_type left, right, output;
 };

@@ -28,7 +28,8 @@ using namespace mhr::test;
 
 namespace {
 
-/// What is stored how: weights, modules, what is mixed, and the gradients of the first two.
+/// This says how each tensor is stored: weights, modules, what is mixed, and the gradients of the
+/// first two.
 struct storage {
     element_type weights, modules, mixed, d_weights, d_modules;
 };

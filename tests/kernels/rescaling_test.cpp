@@ -34,7 +34,7 @@ bool is_of_set(index_t row) {
     return std::find(some_rows.begin(), some_rows.end(), row) != some_rows.end();
 }
 
-// What is stored how: two inputs and the output.
+// This says how the two inputs and the output are stored.
 struct storage {
     element_type first, second, output;
 };

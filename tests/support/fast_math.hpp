@@ -6,8 +6,8 @@
 #include <doctest/doctest.h>
 
 /// \file
-/// What is not promised of a program that is compiled with -ffast-math (core/element_type.hpp), in
-/// one place: tests ask here rather than the compiler.
+/// This tells what is not promised of a program that is compiled with -ffast-math
+/// (core/element_type.hpp), in one place: tests ask here rather than the compiler.
 
 namespace mhr::test {
 

@@ -68,7 +68,7 @@ void check_merge(const golden_case& c, outcome& result) {
     tensor<T, 2> merged_a({rank, in}), merged_b({out, rank});
     const lora_matrices merged{merged_a.view().transpose(0, 1), merged_b.view().transpose(0, 1)};
     const tensor_view<const weighted_lora, 1> list(adapters.data(), {count});
-    // Of one adapter PEFT makes `linear`, whatever was asked for.
+    // PEFT combines a single adapter by `linear`, whatever was asked for.
     if (c.text("combination_type") == "cat" && count > 1) {
         concatenate_lora({}, list, merged);
     } else {

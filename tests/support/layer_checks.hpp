@@ -10,7 +10,7 @@
 #include "support/layer_problem.hpp"
 
 /// \file
-/// What is checked of a routed layer, whether one call computes it or several ranks do.
+/// These are the checks of a routed layer, whether one call computes it or several ranks do.
 
 namespace mhr::test {
 

@@ -8,7 +8,7 @@
 #include <mhr/core/element_type.hpp>
 
 /// \file
-/// What is known of the precision of a scalar type.
+/// This tells the precision of a scalar type.
 
 namespace mhr::test {
 

@@ -270,7 +270,7 @@ TEST_CASE("poly_checkpoint: tensors that do not belong, or are missing, are name
     const row rows[] = {
         {q + "poly_lora_A", q + "poly_lora_X", q + "poly_lora_X"},
         {q + "poly_router", q + "poly_rooter", q + "poly_rooter.module_logits"},
-        // Of another layer, the first part that is there names what is missing.
+        // In another layer, the first part that is there names what is missing.
         {q + "poly_lora_A", "base_model.model.encodes.q.poly_lora_A", q + "poly_lora_B"},
         {q + "poly_lora_B", "base_model.model.encodes.q.poly_lora_B", q + "poly_lora_A"},
         {q + "poly_router", "base_model.model.encodes.q.poly_router", q + "poly_lora_A"},

@@ -67,7 +67,7 @@ void check_all_patterns() {
             const float want = as_the_class_reads(type, patterns[i]);
             const auto got = static_cast<float>(values[i]);
             const bool right = std::isnan(want)
-                                   // Of NaN, the sign and that it is one.
+                                   // A NaN stays one, of the same sign.
                                    ? std::isnan(got) && (back[i] & 0x8000) == (i & 0x8000) &&
                                          (back[i] & 0x7FFF) > infinity_of(type)
                                    : bits_of(got) == bits_of(want) && back[i] == i;

@@ -116,7 +116,7 @@ TEST_CASE_TEMPLATE("what was read is written back to the bit", Format, bf16_form
         const auto back = rounded<Format, Arch>(widened<Format, Arch>(all_patterns()));
         std::size_t wrong = 0;
         for (std::size_t i = 0; i < back.size(); ++i) {
-            // Of NaN, the sign and that it is one.
+            // A NaN stays one, of the same sign.
             const bool nan = (i & 0x7FFF) > Format::infinity;
             const bool right =
                 nan ? (back[i] & 0x8000) == (i & 0x8000) && (back[i] & 0x7FFF) > Format::infinity

@@ -209,7 +209,7 @@ void check_combinations(index_t p, index_t depth, index_t vectors, double& worst
     CAPTURE(depth);
     CAPTURE(vectors);
     combinations<Arch, A> sums(p, depth, vectors);
-    // What is overwritten is not read.
+    // Numbers that are overwritten are not read.
     if (!Accumulate) sums.c.memory().fill(std::numeric_limits<A>::quiet_NaN());
     tensor<A, 2> before = Accumulate ? sums.c.copy() : tensor<A, 2>({p, sums.count});
     sums.template run<Accumulate>();

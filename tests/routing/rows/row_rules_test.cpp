@@ -55,7 +55,7 @@ TEST_CASE("what is not kept gets no weight and no gradient") {
     CHECK(gradient_of(kept_normaliser{1}, {-1, 3, 0, 3}, {1, 2, 3, 4}) ==
           std::vector<double>{-99, 2, -99, -99});
     CHECK(weights_of(kept_normaliser{}, {-1, 3}) == std::vector<double>{-1, 3});
-    // Of a softmax over all, what is not kept has a gradient.
+    // In a softmax over all, modules that are not kept have a gradient.
     CHECK(weights_of(softmax_of_all_normaliser{1}, {1, 1}) == std::vector<double>{0.5, 0});
     CHECK(gradient_of(softmax_of_all_normaliser{1}, {1, 1}, {1, 100}) ==
           std::vector<double>{0.25, -0.25});

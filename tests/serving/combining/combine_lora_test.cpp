@@ -56,7 +56,7 @@ struct problem {
     [[nodiscard]] tensor_view<const weighted_lora, 1> view() const { return {list.data(), {3}}; }
     [[nodiscard]] double c(std::size_t i) const { return list[i].weight * list[i].adapter.scale; }
 
-    /// Of A, or of B.
+    /// Returns the expected A, or B, as PEFT stores it.
     [[nodiscard]] tensor<wide, 2> want(const combining_rule& rule, bool of_a) const {
         // As PEFT stores them: [rank, in] and [out, rank].
         const auto of = [&](std::size_t i) {

@@ -126,13 +126,13 @@ class peft_tensors {
     /// Number of layers.
     [[nodiscard]] std::size_t layers() const noexcept { return layers_.size(); }
 
-    /// The name of a layer; they come in order.
+    /// Returns the name of a layer; they come in order.
     [[nodiscard]] std::string_view layer(std::size_t i) const { return layers_[i].first; }
 
-    /// The tensors of a layer.
+    /// Returns the tensors of a layer.
     [[nodiscard]] const of_layer& tensors(std::size_t i) const { return layers_[i].second; }
 
-    /// Those of a layer by its name, which must be there.
+    /// Returns the tensors of the layer of this name. A name that is not there is refused.
     [[nodiscard]] const of_layer& tensors(std::string_view name) const {
         const auto found =
             std::lower_bound(layers_.begin(), layers_.end(), name,

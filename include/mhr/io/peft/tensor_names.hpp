@@ -82,7 +82,7 @@ peft_tensor_name split_name(std::string_view name, const std::array<peft_part, P
     return {};
 }
 
-/// What is unusual about the beginning or the middle of a name.
+/// This tells what is unusual about the beginning or the middle of a name.
 enum class name_oddity : unsigned char { none, no_prefix, doubled_prefix, wrapper };
 
 /// The names of tensors without their beginnings, and what was unusual about them.

@@ -147,7 +147,7 @@ class safetensors_writer {
         return json_details::json(text).dump(-1, ' ', false,
                                              json_details::json::error_handler_t::ignore);
     }
-    /// What is not UTF-8 is left out of JSON, and then missed.
+    /// JSON leaves out bytes that are not UTF-8, which are then missed.
     static void require_text(const std::string& name, const std::string& text) {
         if (json_details::json::parse(json_text(text)) != text) fail(name, "UTF-8", "another text");
     }
