@@ -247,7 +247,10 @@ MUTANTS = {
         ("at.module == at.modules - 1", "at.module == at.modules"),
         ("gate.slope(noisy(logit, at), at)", "gate.slope(logit, at)"),
     ]),
-    "routing/normalisers.hpp": (["routing/normalisers"], [
+    "routing/normalisers.hpp": (["routing/normalisers", "routing/rows/row_rules"], [
+        ("return !is_exactly(s, 0);", "return true;"),
+        ("is_first ? s(m) : (std::max)(largest, s(m))", "(std::max)(largest, s(m))"),
+        ("add(m, weight * (d_w(m) - mean))", "add(m, weight * d_w(m))"),
         ("A sum = static_cast<A>(normaliser_epsilon);", "A sum = 0;", {"nth": 1}),
         ("(d_w(m) - mean) / sum", "(d_w(m) + mean) / sum"),
         ("static_cast<A>(shape.heads) / static_cast<A>(shape.modules)",
@@ -277,9 +280,6 @@ MUTANTS = {
         ("if (chosen.has(m, s(m))) add(m, d_w(m));", "add(m, d_w(m));"),
         ("chosen.has(m, s(m)) ? p : A(0)", "p"),
         ("chosen.has(m, s(m)) ? d_w(m) : A(0)", "d_w(m)"),
-        ("return !is_exactly(s, 0) && modules.has(m, s);", "return modules.has(m, s);"),
-        ("is_first ? s(m) : (std::max)(chosen.largest, s(m))", "(std::max)(chosen.largest, s(m))"),
-        ("chosen.weight(m, s(m)) * (d_w(m) - mean)", "chosen.weight(m, s(m)) * d_w(m)"),
         ("put(m, of<A>(m) * w)", "put(m, w)"),
         ("return of<A>(m) * d_w(m);", "return d_w(m);"),
         ("all * read_number<A>(factors.type(), factors.address_of(m))",

@@ -140,6 +140,79 @@ struct l2_normaliser {
     }
 };
 
+namespace routing_details {
+
+/// Lets every module into a softmax, or those whose number is not exactly 0.
+/// @{
+struct any_number {
+    template <class A>
+    MHR_INLINE bool operator()(A) const noexcept {
+        return true;
+    }
+};
+struct any_but_zero {
+    template <class A>
+    MHR_INLINE bool operator()(A s) const noexcept {
+        return !is_exactly(s, 0);
+    }
+};
+/// @}
+
+/// w = exp(s) / sum of exp(s) over those of the `kept` modules of largest s that are let in; the
+/// others get weight 0 and no gradient.
+template <class A, class LetsIn>
+struct softmax {
+    kept_modules<A> modules;
+    A largest = 0;
+    A sum = 0;
+
+    template <class S>
+    MHR_INLINE softmax(index_t kept, index_t count, S& s) noexcept
+        : modules(largest_modules<A>(kept, count, s)) {
+        bool is_first = true;
+        for (index_t m = 0; m < count; ++m) {
+            if (!LetsIn{}(s(m))) continue;
+            largest = is_first ? s(m) : (std::max)(largest, s(m));
+            is_first = false;
+        }
+        for (index_t m = 0; m < count; ++m)
+            if (has(m, s(m))) sum += exponential(s(m));
+    }
+
+    MHR_INLINE bool has(index_t m, A s) const noexcept { return LetsIn{}(s) && modules.has(m, s); }
+    // Not s - largest alone, which is NaN for two infinities.
+    MHR_INLINE A exponential(A s) const noexcept {
+        return is_exactly(s, largest) ? A(1) : std::exp(s - largest);
+    }
+    MHR_INLINE A weight(index_t m, A s) const noexcept {
+        return has(m, s) ? exponential(s) / sum : A(0);
+    }
+};
+
+template <class A, class LetsIn, class S, class Put>
+MHR_INLINE void softmax_forward(index_t kept, index_t modules, S& s, Put& put) noexcept {
+    const softmax<A, LetsIn> of(kept, modules, s);
+    for (index_t m = 0; m < modules; ++m)
+        put(m, of.weight(m, s(m)));
+}
+
+/// d_s = w (d_w - sum of w d_w)
+template <class A, class LetsIn, class S, class D, class Add>
+MHR_INLINE void softmax_backward(index_t kept, index_t modules, S& s, D& d_w, Add& add) noexcept {
+    const softmax<A, LetsIn> of(kept, modules, s);
+    A mean = 0;
+    for (index_t m = 0; m < modules; ++m) {
+        const A weight = of.weight(m, s(m));
+        if (!is_exactly(weight, 0)) mean += weight * d_w(m);
+    }
+    for (index_t m = 0; m < modules; ++m) {
+        const A weight = of.weight(m, s(m));
+        if (!is_exactly(weight, 0)) add(m, weight * (d_w(m) - mean));
+    }
+}
+
+} // namespace routing_details
+
 /// w = exp(s) / sum of exp(s) over the `kept` modules of largest s, of equal ones the first; the
 /// others get weight 0 and no gradient. For logits (identity_gate, or noisy_gate round it). By
 /// default all modules are kept.
@@ -151,53 +224,18 @@ struct softmax_normaliser {
     /// Computes the weights of one head.
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
-        const selection<A> chosen = select<A>(shape, s);
-        for (index_t m = 0; m < shape.modules; ++m)
-            put(m, chosen.weight(m, s(m)));
+        routing_details::softmax_forward<A, routing_details::any_number>(kept, shape.modules, s,
+                                                                         put);
     }
     /// d_s = w (d_w - sum of w d_w)
     template <class A, class S, class D, class Add>
     MHR_INLINE void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
-        const selection<A> chosen = select<A>(shape, s);
-        A mean = 0;
-        for (index_t m = 0; m < shape.modules; ++m) {
-            const A weight = chosen.weight(m, s(m));
-            if (!is_exactly(weight, 0)) mean += weight * d_w(m);
-        }
-        for (index_t m = 0; m < shape.modules; ++m) {
-            const A weight = chosen.weight(m, s(m));
-            if (!is_exactly(weight, 0)) add(m, weight * (d_w(m) - mean));
-        }
+        routing_details::softmax_backward<A, routing_details::any_number>(kept, shape.modules, s,
+                                                                          d_w, add);
     }
     /// This is refused: a number of kept modules below 1.
     MHR_INLINE void validate(argument_checks& checks, index_t, index_t) const {
         routing_details::check_kept(checks, kept);
-    }
-
-  private:
-    template <class A>
-    struct selection {
-        routing_details::kept_modules<A> modules;
-        A largest = 0;
-        A sum = 0;
-
-        // Not s - largest alone, which is NaN for two infinities.
-        MHR_INLINE A exponential(A s) const noexcept {
-            return is_exactly(s, largest) ? A(1) : std::exp(s - largest);
-        }
-        MHR_INLINE A weight(index_t m, A s) const noexcept {
-            return modules.has(m, s) ? exponential(s) / sum : A(0);
-        }
-    };
-
-    template <class A, class S>
-    MHR_INLINE selection<A> select(const routing_shape& shape, S& s) const noexcept {
-        selection<A> chosen{routing_details::largest_modules<A>(kept, shape.modules, s)};
-        for (index_t m = 0; m < shape.modules; ++m)
-            chosen.largest = m == 0 ? s(m) : (std::max)(chosen.largest, s(m));
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.modules.has(m, s(m))) chosen.sum += chosen.exponential(s(m));
-        return chosen;
     }
 };
 

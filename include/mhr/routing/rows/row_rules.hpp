@@ -146,55 +146,18 @@ struct softmax_of_nonzero_normaliser {
     /// @{
     template <class A, class S, class Put>
     MHR_INLINE void forward(const routing_shape& shape, S&& s, Put&& put) const noexcept {
-        const auto chosen = select<A>(shape, s);
-        for (index_t m = 0; m < shape.modules; ++m)
-            put(m, chosen.weight(m, s(m)));
+        routing_details::softmax_forward<A, routing_details::any_but_zero>(kept, shape.modules, s,
+                                                                           put);
     }
     template <class A, class S, class D, class Add>
     MHR_INLINE void backward(const routing_shape& shape, S&& s, D&& d_w, Add&& add) const noexcept {
-        const auto chosen = select<A>(shape, s);
-        A mean = 0;
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) mean += chosen.weight(m, s(m)) * d_w(m);
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) add(m, chosen.weight(m, s(m)) * (d_w(m) - mean));
+        routing_details::softmax_backward<A, routing_details::any_but_zero>(kept, shape.modules, s,
+                                                                            d_w, add);
     }
     MHR_INLINE void validate(argument_checks& checks, index_t, index_t) const {
         routing_details::check_kept(checks, kept);
     }
     /// @}
-
-  private:
-    template <class A>
-    struct selection {
-        routing_details::kept_modules<A> modules;
-        A largest = 0;
-        A sum = 0;
-
-        MHR_INLINE bool has(index_t m, A s) const noexcept {
-            return !is_exactly(s, 0) && modules.has(m, s);
-        }
-        MHR_INLINE A exponential(A s) const noexcept {
-            return is_exactly(s, largest) ? A(1) : std::exp(s - largest);
-        }
-        MHR_INLINE A weight(index_t m, A s) const noexcept {
-            return has(m, s) ? exponential(s) / sum : A(0);
-        }
-    };
-
-    template <class A, class S>
-    MHR_INLINE selection<A> select(const routing_shape& shape, S& s) const noexcept {
-        selection<A> chosen{routing_details::largest_modules<A>(kept, shape.modules, s)};
-        bool is_first = true;
-        for (index_t m = 0; m < shape.modules; ++m) {
-            if (!chosen.has(m, s(m))) continue;
-            chosen.largest = is_first ? s(m) : (std::max)(chosen.largest, s(m));
-            is_first = false;
-        }
-        for (index_t m = 0; m < shape.modules; ++m)
-            if (chosen.has(m, s(m))) chosen.sum += chosen.exponential(s(m));
-        return chosen;
-    }
 };
 
 /// w = factor factors[m] times the weight of `normaliser`: X-LoRA's `global_scaling_weight`, and
